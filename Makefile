@@ -1,0 +1,49 @@
+# Everything runs in an environment that `make` itself makes and keeps up to date.
+#   make demo                  set up, then run the demonstration
+#   make test                  set up, then run the tests
+#   make test STACK=classic    the same on the classic OpenMMLab packages, in .venv-classic
+#   make setup PYTHON=/path/to/python3.12
+
+STACK ?= openmmlab
+VENV := $(if $(filter classic,$(STACK)),.venv-classic,.venv)
+PY := $(VENV)/bin/python
+ARGS ?=
+
+# An environment keeps its interpreter; otherwise the first one that runs and fits. Candidates are
+# tried by running them, because the shims of pyenv exist for versions that are not selected.
+IN_RANGE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+FIND_PYTHON = for candidate in "$$(readlink -f $(PY))" python3 python3.11 python3.12 python3.10; do \
+	if "$$candidate" -c '$(IN_RANGE)' >/dev/null 2>&1; then echo "$$candidate"; exit; fi; \
+	done; echo python3
+PYTHON ?= $(shell $(FIND_PYTHON))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  options: STACK=openmmlab|classic, PYTHON=/path/to/python3.x, ARGS='passed on to demo or pytest'"
+
+setup: ## make or update the environment (returns at once when nothing changed)
+	@python=$(PYTHON); "$$python" -c '' >/dev/null 2>&1 || { \
+		echo "set-up: cannot run $$python: install Python 3.10, 3.11 or 3.12 (Debian: apt-get install python3 python3-venv python3-dev) or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	"$$python" tools/setup_env.py --stack $(STACK)
+
+demo: setup ## pre-train on the built-in sample data; results in work_dirs/demo/
+	$(PY) tools/demo.py $(ARGS)
+
+test: setup ## run the tests; one module: make test ARGS=tests/test_engine
+	$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff, formatting, types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: setup ## let ruff fix and format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove caches and build products; environments and work_dirs stay
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
