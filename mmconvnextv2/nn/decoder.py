@@ -1,0 +1,62 @@
+"""The decoder of FCMAE: mask tokens, one ConvNeXt V2 block, a linear prediction of pixels.
+
+Shape suffixes: N batch, C encoder channels, D decoder channels, H and W the grid of cells, P
+values of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .block import Block
+from .cells import CELL_SIZE
+from .init import INIT_STD, init_weights
+from .layouts import DenseLayout
+
+
+class FCMAEDecoder(nn.Module):
+    """Predict the pixels of each cell from the features of the visible ones (paper, section 3).
+
+    The blocks are dense: their GRN sees mask tokens as well, as in the official code.
+
+    Args:
+        in_channels: channels of the encoder's last stage.
+        image_channels: channels of the images to predict.
+        num_channels: width of the decoder; 512 in the paper.
+        depth: number of blocks; 1 in the paper.
+        patch_size: side of a predicted patch in pixels, the encoder's total stride.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_channels: int = 3,
+        num_channels: int = 512,
+        depth: int = 1,
+        patch_size: int = CELL_SIZE,
+    ) -> None:
+        super().__init__()
+        self.projection = nn.Linear(in_channels, num_channels)
+        self.mask_token = nn.Parameter(torch.empty(num_channels))
+        self.blocks = nn.ModuleList([Block(num_channels) for _ in range(depth)])
+        self.prediction = nn.Linear(num_channels, patch_size**2 * image_channels)
+        self.apply(init_weights)
+        nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
+
+    def forward(self, features_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
+        """Predict every patch.
+
+        Args:
+            features_NCHW: encoder features ``(N, C, H, W)``; those of removed cells are ignored.
+            mask_NHW: boolean ``(N, H, W)``, True where a cell is removed.
+
+        Returns:
+            ``(N, H, W, P)``, in the order of `patchify`.
+        """
+        x_NHWD = self.projection(features_NCHW.permute(0, 2, 3, 1))
+        x_NHWD = torch.where(mask_NHW[..., None], self.mask_token.to(x_NHWD.dtype), x_NHWD)
+        layout = DenseLayout()
+        for block in self.blocks:
+            x_NHWD = block(x_NHWD, layout)
+        return self.prediction(x_NHWD)

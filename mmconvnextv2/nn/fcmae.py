@@ -1,0 +1,130 @@
+"""FCMAE, the fully convolutional masked autoencoder (paper, section 3), with torch alone.
+
+Shape suffixes: N batch, C channels, H and W pixels of an image or the grid of cells, P values of
+a patch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .cells import CELL_SIZE, VisibleCells
+from .convnextv2 import Arch, ConvNeXtV2
+from .decoder import FCMAEDecoder
+from .head import FCMAEHead
+from .masking import random_masking
+from .patchify import patchify, unpatchify
+
+
+class FCMAE(nn.Module):
+    """Masked autoencoder: a masked ConvNeXt V2, a small dense decoder, a loss on removed cells.
+
+    Args:
+        backbone: encoder, built with ``output_norms=False, gap_before_final_norm=False``.
+        neck: decoder.
+        head: target and loss.
+    """
+
+    def __init__(self, backbone: ConvNeXtV2, neck: FCMAEDecoder, head: FCMAEHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+
+    @classmethod
+    def build(
+        cls,
+        arch: Arch = "tiny",
+        in_channels: int = 3,
+        decoder_channels: int = 512,
+        decoder_depth: int = 1,
+        norm_pix: bool = True,
+        **backbone: Any,
+    ) -> FCMAE:
+        """Assemble the three parts with the paper's sizes.
+
+        Args:
+            arch: architecture of the encoder, see `ConvNeXtV2`.
+            in_channels: channels of the images.
+            decoder_channels: width of the decoder.
+            decoder_depth: blocks of the decoder.
+            norm_pix: normalise each target patch.
+            **backbone: further arguments of `ConvNeXtV2`, such as ``mask_layout`` or ``with_cp``.
+        """
+        encoder = ConvNeXtV2(
+            arch, in_channels, gap_before_final_norm=False, output_norms=False, **backbone
+        )
+        decoder = FCMAEDecoder(encoder.channels[-1], in_channels, decoder_channels, decoder_depth)
+        return cls(encoder, decoder, FCMAEHead(norm_pix=norm_pix))
+
+    random_masking = staticmethod(random_masking)
+
+    def patchify(self, x_NCHW: Tensor) -> Tensor:
+        """Cut images into patches ``(N, H, W, P)``; see `mmconvnextv2.nn.patchify`."""
+        return patchify(x_NCHW, self.head.patch_size)
+
+    def unpatchify(self, patches_NHWP: Tensor) -> Tensor:
+        """Put patches together to images ``(N, C, H, W)``, the inverse of `patchify`."""
+        return unpatchify(patches_NHWP, self.head.patch_size)
+
+    def forward_encoder(self, x_NCHW: Tensor, mask: Tensor | VisibleCells) -> Tensor:
+        """Encode the visible cells: ``(N, C, H / 32, W / 32)``, zeros where cells are removed."""
+        return self.backbone(x_NCHW, mask)[-1]
+
+    def forward_decoder(self, features_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
+        """Predict every patch from the encoder's features: ``(N, H, W, P)``."""
+        return self.neck(features_NCHW, mask_NHW)
+
+    def forward_loss(self, x_NCHW: Tensor, prediction_NHWP: Tensor, mask_NHW: Tensor) -> Tensor:
+        """Mean squared error on removed patches, a scalar; about 1 at the start of training."""
+        return self.head(prediction_NHWP, x_NCHW, mask_NHW)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: list | None = None,
+        mask: Tensor | VisibleCells | None = None,
+        mode: str = "tensor",
+    ) -> Any:
+        """Run the model in one of OpenMMLab's three modes.
+
+        Args:
+            inputs: normalised images ``(N, C, H, W)``.
+            data_samples: not used; part of OpenMMLab's calling convention.
+            mask: boolean ``(N, H / 32, W / 32)``, True where a cell is removed, or a plan. Needed
+                by "loss" and "predict"; "tensor" always encodes whole images.
+            mode: "tensor" for the encoder's dense features, "loss" for ``dict(loss=scalar)``,
+                "predict" for the reconstruction.
+
+        Raises:
+            ValueError: an unknown mode, or a mode that needs a mask without one.
+        """
+        if mode == "tensor":
+            return self.backbone(inputs)
+        if mode not in ("loss", "predict"):
+            raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+        if mask is None:
+            raise ValueError(
+                f"mode {mode!r} needs a mask of shape (N, H / {CELL_SIZE}, W / {CELL_SIZE}); "
+                f"draw one with random_masking"
+            )
+        cells = mask if isinstance(mask, VisibleCells) else VisibleCells.from_mask(mask)
+        return self.loss(inputs, cells) if mode == "loss" else self.predict(inputs, cells)
+
+    def loss(self, x_NCHW: Tensor, cells: VisibleCells) -> dict[str, Tensor]:
+        """Loss of one masked batch, ``dict(loss=scalar)``."""
+        prediction_NHWP = self._predict_patches(x_NCHW, cells)
+        return dict(loss=self.forward_loss(x_NCHW, prediction_NHWP, cells.mask_NHW))
+
+    def predict(self, x_NCHW: Tensor, cells: VisibleCells) -> Tensor:
+        """Reconstruction of every patch, visible ones included: ``(N, C, H, W)``.
+
+        The loss does not train the prediction of visible patches; paste the visible pixels over it
+        for a picture.
+        """
+        return self.head.reconstruct(self._predict_patches(x_NCHW, cells), x_NCHW)
+
+    def _predict_patches(self, x_NCHW: Tensor, cells: VisibleCells) -> Tensor:
+        return self.forward_decoder(self.forward_encoder(x_NCHW, cells), cells.mask_NHW)

@@ -1,0 +1,74 @@
+"""Target and loss of FCMAE.
+
+Shape suffixes: N batch, C channels, H and W pixels of an image or the grid of patches, P values of
+a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .cells import CELL_SIZE
+from .patchify import patchify, unpatchify
+
+
+class FCMAEHead(nn.Module):
+    """Mean squared error on removed patches, against per-patch normalised pixels.
+
+    Paper, section 3 ("Reconstruction target"), as in MAE: each patch has its own mean subtracted
+    and is divided by its own standard deviation, so a prediction of zero costs about 1.
+
+    Args:
+        patch_size: side of a patch in pixels, the encoder's total stride.
+        norm_pix: normalise each target patch; False predicts the pixels as they are.
+    """
+
+    eps = 1e-6
+
+    def __init__(self, patch_size: int = CELL_SIZE, norm_pix: bool = True) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.norm_pix = norm_pix
+
+    def forward(self, prediction_NHWP: Tensor, x_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
+        """Compute the loss, in at least float32.
+
+        Args:
+            prediction_NHWP: predicted patches ``(N, H, W, P)``.
+            x_NCHW: images ``(N, C, H, W)``, as the encoder got them.
+            mask_NHW: boolean ``(N, H, W)``, True where a patch is removed.
+
+        Returns:
+            Scalar: the mean over removed patches.
+        """
+        target_NHWP = self._normalize(patchify(x_NCHW, self.patch_size))
+        dtype = torch.promote_types(prediction_NHWP.dtype, torch.float32)
+        error_NHW = (prediction_NHWP.to(dtype) - target_NHWP).square().mean(dim=-1)
+        return (error_NHW * mask_NHW).sum() / mask_NHW.sum()
+
+    def reconstruct(self, prediction_NHWP: Tensor, x_NCHW: Tensor) -> Tensor:
+        """Undo the per-patch normalisation and put the predicted patches together.
+
+        The mean and deviation of a removed patch are taken from the image itself: they are not
+        predicted. The picture shows texture and shape, not a guess of brightness.
+
+        Returns:
+            Images ``(N, C, H, W)`` in the pixel space of `x_NCHW`.
+        """
+        patches_NHWP = prediction_NHWP.to(x_NCHW.dtype)
+        if self.norm_pix:
+            mean, std = self._statistics(patchify(x_NCHW, self.patch_size))
+            patches_NHWP = patches_NHWP * std + mean
+        return unpatchify(patches_NHWP, self.patch_size)
+
+    def _normalize(self, patches_NHWP: Tensor) -> Tensor:
+        if not self.norm_pix:
+            return patches_NHWP
+        mean, std = self._statistics(patches_NHWP)
+        return (patches_NHWP - mean) / std
+
+    def _statistics(self, patches_NHWP: Tensor) -> tuple[Tensor, Tensor]:
+        # The unbiased variance is what MAE and the official code use.
+        variance, mean = torch.var_mean(patches_NHWP, dim=-1, keepdim=True)
+        return mean, (variance + self.eps).sqrt()
