@@ -1,0 +1,120 @@
+"""Read a checkpoint without executing what it holds, and load it with nothing left unsaid."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+OUTPUT_NORM = re.compile(r"norm\d\.")
+"""Keys of the backbone's output norms, which a checkpoint of another task may lack or have."""
+
+
+class StateDictMismatch(ValueError):
+    """A state_dict that does not fit a module; the message lists every key concerned."""
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state_dict of a checkpoint file, tensors and plain containers only.
+
+    Args:
+        path: a local file written by `torch.save`, holding a state_dict or one under the key
+            ``state_dict`` (OpenMMLab) or ``model`` (official release).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint, or needs more than tensors and plain containers.
+    """
+    file = Path(path)
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise FileNotFoundError(f"checkpoint {path} {what}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a damaged file makes torch raise is not documented
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+    if isinstance(content, Mapping):
+        content = content.get("state_dict", content.get("model", content))
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(
+            f"{path} holds no state_dict: neither its top level nor 'state_dict' nor "
+            f"'model' maps names to tensors"
+        )
+    return dict(content)
+
+
+def backbone_state_dict(
+    state_dict: Mapping[str, Tensor], prefix: str | None = None
+) -> dict[str, Tensor]:
+    """Take the backbone's tensors out of a whole model's.
+
+    Args:
+        state_dict: tensors of a model, or of a backbone alone.
+        prefix: what the backbone's keys begin with; None takes ``backbone.`` where any key begins
+            with it, and no prefix otherwise.
+
+    Raises:
+        StateDictMismatch: no key begins with the prefix that was given.
+    """
+    if prefix is None:
+        prefix = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
+    elif prefix and not prefix.endswith("."):
+        prefix += "."
+    chosen = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    if not chosen:
+        first = ", ".join(list(state_dict)[:5])
+        raise StateDictMismatch(f"no key begins with {prefix!r}; the first keys are {first}")
+    return chosen
+
+
+def load_strictly(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    optional: re.Pattern[str] | None = None,
+) -> str:
+    """Copy tensors into a module, all of them or none.
+
+    Args:
+        module: receives the tensors in place.
+        state_dict: its tensors by name.
+        optional: keys that match may be missing from the state_dict, or superfluous in it.
+
+    Returns:
+        One line that says how many tensors were loaded and names the optional ones that were not.
+
+    Raises:
+        StateDictMismatch: a key is missing, unexpected or of another shape; the module is
+            untouched.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in own]
+    misshaped = [
+        f"{key}: {tuple(state_dict[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        for key in own
+        if key in state_dict and state_dict[key].shape != own[key].shape
+    ]
+
+    def required(keys: list[str]) -> list[str]:
+        return [key for key in keys if not (optional and optional.match(key))]
+
+    problems = dict(missing=required(missing), unexpected=required(unexpected), misshaped=misshaped)
+    if any(problems.values()):
+        lists = [f"\n  {len(keys)} {name}: {', '.join(keys)}" for name, keys in problems.items()]
+        matched = len(own) - len(missing) - len(misshaped)
+        raise StateDictMismatch(
+            f"the checkpoint does not fit: {matched} of {len(own)} tensors match{''.join(lists)}"
+        )
+    shared = {key: value for key, value in state_dict.items() if key in own}
+    module.load_state_dict({**own, **shared})
+    summary = f"loaded {len(shared)} of {len(own)} tensors"
+    if missing:
+        summary += f"; start fresh: {', '.join(missing)}"
+    if unexpected:
+        summary += f"; not used: {', '.join(unexpected)}"
+    return summary

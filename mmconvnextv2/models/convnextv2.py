@@ -1,0 +1,116 @@
+"""ConvNeXt V2 as an OpenMMLab backbone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from mmengine.logging import print_log
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from mmpretrain.registry import MODELS
+
+from mmconvnextv2 import nn
+from mmconvnextv2.checkpoint.loading import (
+    OUTPUT_NORM,
+    backbone_state_dict,
+    load_strictly,
+    read_checkpoint,
+)
+from mmconvnextv2.nn.convnextv2 import Arch
+
+
+@MODELS.register_module()
+class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
+    """`mmconvnextv2.nn.ConvNeXtV2` with frozen stages and OpenMMLab's weight loading.
+
+    Args:
+        arch: a name of `mmconvnextv2.nn.ARCHITECTURES`, or ``dict(depths=..., channels=...)``.
+        in_channels: channels of the images.
+        out_indices: stages to return, 0 to 3; negative numbers count from the last.
+        drop_path_rate: drop path of the last block; it grows linearly from 0 at the first.
+        gap_before_final_norm: average over positions before the output norms, as a classifier
+            wants; set it False for dense prediction.
+        output_norms: apply a LayerNorm to each returned stage.
+        frozen_stages: number of stages, 0 to 4, kept fixed and in evaluation mode, each with the
+            stem or downsampling before it.
+        with_cp: activation checkpointing: recompute each block in the backward pass.
+        mask_layout: where visible cells live in a masked call, "packed" or "masked".
+        init_cfg: None, or ``dict(type='Pretrained', checkpoint=..., prefix=None)``, which is
+            loaded strictly. Random initialisation belongs to the constructor alone.
+
+    Raises:
+        ValueError: an argument is outside what is allowed.
+    """
+
+    is_init: bool
+
+    def __init__(
+        self,
+        arch: Arch = "tiny",
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = -1,
+        drop_path_rate: float = 0.0,
+        gap_before_final_norm: bool = True,
+        output_norms: bool = True,
+        frozen_stages: int = 0,
+        with_cp: bool = False,
+        mask_layout: str = "packed",
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        # One cooperative call reaches BaseBackbone as well: a second BaseModule.__init__ would
+        # throw the modules away.
+        super().__init__(
+            arch=arch,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            gap_before_final_norm=gap_before_final_norm,
+            output_norms=output_norms,
+            with_cp=with_cp,
+            mask_layout=mask_layout,
+        )
+        if not 0 <= frozen_stages <= len(self.stages):
+            raise ValueError(
+                f"frozen_stages must lie between 0 (none) and {len(self.stages)}, "
+                f"got {frozen_stages}"
+            )
+        if init_cfg is not None and init_cfg.get("type") != "Pretrained":
+            raise ValueError(
+                f"init_cfg must be None or dict(type='Pretrained', checkpoint=...), got {init_cfg}"
+            )
+        self.frozen_stages = frozen_stages
+        self.init_cfg = copy.deepcopy(init_cfg)
+        self._freeze_stages()
+
+    def init_weights(self) -> None:
+        """Load the checkpoint that `init_cfg` names, strictly; draw nothing.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StateDictMismatch: the file does not fit; the message lists every key concerned. Only
+                output norms may be missing or superfluous.
+        """
+        if self.init_cfg is not None and not self.is_init:
+            path = self.init_cfg["checkpoint"]
+            tensors = backbone_state_dict(read_checkpoint(path), self.init_cfg.get("prefix"))
+            print_log(f"{path}: backbone {load_strictly(self, tensors, OUTPUT_NORM)}", "current")
+        self.is_init = True
+
+    def train(self, mode: bool = True) -> ConvNeXtV2:
+        """Set the mode of everything that is not frozen, and return the module itself."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        for downsample, stage in zip(
+            self.downsample_layers[: self.frozen_stages],
+            self.stages[: self.frozen_stages],
+            strict=True,
+        ):
+            downsample.eval()
+            stage.eval()
+            for parameter in chain(downsample.parameters(), stage.parameters()):
+                parameter.requires_grad = False

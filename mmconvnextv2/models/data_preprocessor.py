@@ -1,0 +1,140 @@
+"""Normalise a batch of images and draw its masks, on the way into FCMAE.
+
+Shape suffixes: N batch, C channels, H and W pixels of an image or cells of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from mmconvnextv2.nn import CELL_SIZE, random_masking
+
+
+@MODELS.register_module()
+class FCMAEDataPreprocessor(BaseDataPreprocessor):
+    """Move a batch to the device, normalise it, draw one mask an image.
+
+    The mask ratio and the size of a cell are arguments of this class alone.
+
+    Args:
+        mean: mean of each channel, in RGB order for colour images, in the pixels' own range.
+        std: standard deviation of each channel.
+        to_rgb: reverse the channels of 3-channel images, which OpenMMLab's pipelines deliver as
+            BGR.
+        mask_ratio: share of cells to remove, strictly between 0 and 1; 0.6 in the paper.
+        cell_size: side of the squares that are removed, in pixels, a multiple of 32.
+        non_blocking: copy to the device without waiting.
+
+    Raises:
+        ValueError: an argument is outside what is allowed.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float] = (123.675, 116.28, 103.53),
+        std: Sequence[float] = (58.395, 57.12, 57.375),
+        to_rgb: bool = True,
+        mask_ratio: float = 0.6,
+        cell_size: int = CELL_SIZE,
+        non_blocking: bool = False,
+    ) -> None:
+        super().__init__(non_blocking=non_blocking)
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(
+                f"mean and std must have one entry a channel and std must be positive, "
+                f"got mean={tuple(mean)}, std={tuple(std)}"
+            )
+        if not 0.0 < mask_ratio < 1.0:
+            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}")
+        if cell_size < CELL_SIZE or cell_size % CELL_SIZE:
+            raise ValueError(f"cell_size must be a multiple of {CELL_SIZE}, got {cell_size}")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.to_rgb = to_rgb
+        self.mask_ratio = mask_ratio
+        self.cell_size = cell_size
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Prepare a batch.
+
+        Args:
+            data: a loader's batch: ``inputs``, a list of ``(C, H, W)`` images or one tensor
+                ``(N, C, H, W)``, and optionally ``data_samples``.
+            training: not used: a mask is drawn for evaluation as well.
+
+        Returns:
+            ``dict(inputs, data_samples, mask)``: normalised images ``(N, C, H, W)``, the data
+            samples or None, and the mask ``(N, H / 32, W / 32)``, True where a cell is removed.
+
+        Raises:
+            ValueError: the images differ in shape, have another number of channels than the mean,
+                or sides that are not multiples of 32.
+        """
+        data = self.cast_data(data)
+        x_NCHW = self.normalize(_stack(data["inputs"]))
+        mask_NHW = self.draw_mask(len(x_NCHW), (x_NCHW.shape[2], x_NCHW.shape[3]))
+        return dict(
+            inputs=x_NCHW,
+            data_samples=data.get("data_samples"),
+            mask=mask_NHW.to(x_NCHW.device, non_blocking=self._non_blocking),
+        )
+
+    def normalize(self, x_NCHW: Tensor) -> Tensor:
+        """Reverse the channels where asked, subtract the mean, divide by the deviation."""
+        channels = x_NCHW.shape[1]
+        if channels != self.mean.shape[0]:
+            raise ValueError(
+                f"the images have {channels} channels, but mean and std have "
+                f"{self.mean.shape[0]}; give one entry a channel"
+            )
+        if self.to_rgb and channels == 3:
+            x_NCHW = x_NCHW.flip(1)
+        return (x_NCHW.float() - self.mean) / self.std
+
+    def draw_mask(
+        self,
+        batch_size: int,
+        image_size: tuple[int, int],
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw the masks of a batch on the CPU.
+
+        Args:
+            batch_size: number of images N.
+            image_size: height and width in pixels, multiples of 32.
+            generator: CPU generator; torch's global one when None.
+
+        Returns:
+            Boolean ``(N, H / 32, W / 32)``, True where a cell is removed.
+        """
+        height, width = image_size
+        if height % CELL_SIZE or width % CELL_SIZE:
+            raise ValueError(
+                f"FCMAE needs image sides that are multiples of {CELL_SIZE}, got {height}x{width} "
+                f"(H x W); change the crop size of the pipeline"
+            )
+        return random_masking(
+            batch_size,
+            (height // CELL_SIZE, width // CELL_SIZE),
+            self.mask_ratio,
+            cell_scale=self.cell_size // CELL_SIZE,
+            generator=generator,
+        )
+
+
+def _stack(inputs: Tensor | Sequence[Tensor]) -> Tensor:
+    if isinstance(inputs, Tensor):
+        return inputs
+    shapes = {tuple(image.shape) for image in inputs}
+    if len(shapes) > 1:
+        raise ValueError(f"the images of a batch must have one shape, got {sorted(shapes)}")
+    return torch.stack(list(inputs))

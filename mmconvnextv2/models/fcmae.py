@@ -1,0 +1,82 @@
+"""FCMAE as an OpenMMLab self-supervised algorithm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmpretrain.models.selfsup.base import BaseSelfSupervisor
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from mmconvnextv2 import nn
+from mmconvnextv2.nn import FCMAEDecoder, FCMAEHead, VisibleCells
+
+MODELS.register_module(module=FCMAEDecoder)
+MODELS.register_module(module=FCMAEHead)
+
+
+@MODELS.register_module()
+class FCMAE(nn.FCMAE, BaseSelfSupervisor):
+    """`mmconvnextv2.nn.FCMAE` with parts built from configs and data samples as predictions.
+
+    Args:
+        backbone: config of the encoder.
+        neck: config of the decoder; its ``in_channels`` are those of the encoder's last stage.
+        head: config of target and loss.
+        data_preprocessor: config of the normalisation and the mask.
+        init_cfg: OpenMMLab's weight loading for the whole model.
+
+    Raises:
+        ValueError: encoder and decoder do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        neck: dict[str, Any],
+        head: dict[str, Any] | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        # BaseSelfSupervisor builds the parts and stores them under the names that the plain class
+        # gives them, so the plain constructor has nothing left to do.
+        BaseSelfSupervisor.__init__(
+            self,
+            backbone=backbone,
+            neck=neck,
+            head=head or dict(type="FCMAEHead"),
+            data_preprocessor=data_preprocessor or dict(type="FCMAEDataPreprocessor"),
+            init_cfg=init_cfg,
+        )
+        given, needed = self.neck.projection.in_features, self.backbone.channels[-1]
+        if given != needed:
+            raise ValueError(
+                f"the decoder's in_channels must be {needed}, the channels of the encoder's last "
+                f"stage, got {given}"
+            )
+
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: list[DataSample] | None = None,
+        mask: Tensor | VisibleCells | None = None,
+        mode: str = "tensor",
+    ) -> Any:
+        """Run the model; see `mmconvnextv2.nn.FCMAE.forward`.
+
+        Returns:
+            The encoder's dense features for the mode "tensor", ``dict(loss=scalar)`` for "loss",
+            and for "predict" one data sample an image with the fields ``reconstruction``
+            ``(C, H, W)``, in the normalised pixel space, and ``mask`` ``(H / 32, W / 32)``.
+        """
+        output = super().forward(inputs, data_samples, mask, mode)
+        if mode != "predict":
+            return output
+        assert mask is not None  # the plain class refuses to predict without one
+        mask_NHW = mask.mask_NHW if isinstance(mask, VisibleCells) else mask
+        samples = data_samples or [DataSample() for _ in range(len(inputs))]
+        for sample, image_CHW, mask_HW in zip(samples, output, mask_NHW, strict=True):
+            sample.set_field(image_CHW, "reconstruction")
+            sample.set_field(mask_HW, "mask")
+        return samples
