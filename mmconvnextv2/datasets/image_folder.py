@@ -1,0 +1,175 @@
+"""A dataset of any folder of images that names, counts and survives unreadable files."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS
+
+from mmconvnextv2.datasets.image_reading import UnreadableImageError
+from mmconvnextv2.datasets.image_scan import (
+    FolderScan,
+    choose_headers,
+    count_suffixes,
+    describe_bad,
+    find_bad_headers,
+    resolve_folder,
+    scan_folder,
+)
+
+
+class BadImagesError(RuntimeError):
+    """Too many images of a folder cannot be read; the message lists the first of them."""
+
+
+def allowed_bad(max_bad_share: float, count: int) -> int:
+    """Return how many of `count` files may be bad.
+
+    That is the share of them, rounded down, but at least one where any share is allowed, so that
+    a single broken file never stops the work on a small folder.
+
+    Args:
+        max_bad_share: In [0, 1]; 0 allows none.
+        count: Number of files.
+
+    Returns:
+        For 0.01: 1 of 30, 1 of 199, 2 of 200, 20 of 2,000.
+    """
+    if max_bad_share == 0:
+        return 0
+    # The small term keeps products such as 0.29 * 100 from falling below the whole number.
+    return max(1, math.floor(max_bad_share * count + 1e-9))
+
+
+@DATASETS.register_module()
+class ImageFolder(BaseDataset):
+    """All images below a folder: nested or flat, of any kind that `read_image` reads, no labels.
+
+    What cannot be read is counted, named and left out:
+
+    - At the start the headers of all files (of 2,000 evenly spaced ones where there are more than
+      10,000) are checked. The bad ones are reported and dropped from the list; with more than
+      `allowed_bad(max_bad_share, number checked)` of them the dataset refuses to be built. A
+      sub-folder that may not be listed counts as one bad file.
+    - A file that turns out unreadable later, because its body is broken or it has vanished, is
+      reported once by each loader process and replaced by the next one in the list that can be
+      read, so the replacement depends on the index alone. A process that has met more than
+      `allowed_bad(max_bad_share, number of files)`, those from the start included, stops the
+      training. In test mode nothing is replaced: the error is raised.
+
+    Only errors of reading are treated so: the pipeline has to load with `LoadImage`.
+
+    Args:
+        data_root: The folder.
+        split: None reads the whole folder. "train", for example, reads data_root/train or the
+            place of that split in the official ImageNet layouts.
+        pipeline: Transforms, as configs or callables.
+        max_bad_share: Largest share of unreadable files, in [0, 1].
+        indices: Keep only the first n images (an int) or these positions of the list.
+        test_mode: Whether the data is for evaluation.
+        lazy_init: Whether to leave reading the folder for later.
+
+    Raises:
+        FileNotFoundError: The folder or the split does not exist.
+        NotADirectoryError: `data_root` is a file.
+        ValueError: No image in the folder, or `max_bad_share` is outside [0, 1].
+        BadImagesError: Too many images are unreadable.
+    """
+
+    def __init__(
+        self,
+        data_root: str | os.PathLike[str],
+        split: str | None = None,
+        pipeline: Sequence[dict[str, Any] | Callable] = (),
+        max_bad_share: float = 0.01,
+        indices: int | Sequence[int] | None = None,
+        test_mode: bool = False,
+        lazy_init: bool = False,
+    ) -> None:
+        if not 0 <= max_bad_share <= 1:
+            raise ValueError(f"max_bad_share must be in [0, 1], got {max_bad_share}")
+        self.split = split
+        self.max_bad_share = max_bad_share
+        self._bad: dict[str, str] = {}
+        self._num_files = 0
+        super().__init__(
+            data_root=os.fspath(data_root),
+            pipeline=list(pipeline),
+            indices=indices,
+            test_mode=test_mode,
+            lazy_init=lazy_init,
+        )
+
+    def load_data_list(self) -> list[dict[str, str]]:
+        """List the folder, check headers, drop bad files and report.
+
+        Returns:
+            One `dict(img_path=...)` an image, in a fixed order.
+        """
+        folder = resolve_folder(self.data_root, self.split)
+        scan = scan_folder(folder)
+        chosen = choose_headers(scan.images)
+        self._num_files = len(scan.images)
+        self._bad = {**scan.unlistable, **find_bad_headers(chosen)}
+        images = [path for path in scan.images if path not in self._bad]
+        self._refuse_if_too_many_bad(len(chosen), f"{len(chosen):,} checked")
+        if not images:
+            raise BadImagesError(f"no readable image in {folder}:\n{describe_bad(self._bad)}")
+        self._report(os.fspath(folder), images, scan, len(chosen))
+        return [{"img_path": path} for path in images]
+
+    def prepare_data(self, idx: int) -> Any:
+        """Run the pipeline on one image, or on the next readable one.
+
+        Args:
+            idx: Position in the list.
+
+        Returns:
+            What the pipeline returns.
+
+        Raises:
+            BadImagesError: This process has met too many unreadable files.
+            UnreadableImageError: The file cannot be read, in test mode.
+        """
+        for step in range(len(self)):
+            # A negative position and one beyond the end are the list's to interpret or refuse.
+            info = self.get_data_info(idx if step == 0 else (idx + step) % len(self))
+            try:
+                return self.pipeline(info)
+            except UnreadableImageError as error:
+                if self.test_mode:
+                    raise
+                self._note_bad(error)
+        raise BadImagesError(f"no readable image in {self.data_root}:\n{describe_bad(self._bad)}")
+
+    def _note_bad(self, error: UnreadableImageError) -> None:
+        if error.path in self._bad:
+            return
+        self._bad[error.path] = error.reason
+        print_log(f"{error}; the next image replaces it", "current", logging.WARNING)
+        self._refuse_if_too_many_bad(self._num_files, f"{self._num_files:,} in the folder")
+
+    def _refuse_if_too_many_bad(self, count: int, count_in_words: str) -> None:
+        allowed = allowed_bad(self.max_bad_share, count)
+        if len(self._bad) > allowed:
+            raise BadImagesError(
+                f"unreadable images: {len(self._bad):,} of {count_in_words}, in {self.data_root}; "
+                f"max_bad_share={self.max_bad_share} allows {allowed:,}. Repair or remove them, "
+                f"or raise max_bad_share:\n{describe_bad(self._bad)}"
+            )
+
+    def _report(self, folder: str, images: list[str], scan: FolderScan, num_checked: int) -> None:
+        others = sum(scan.others.values())
+        print_log(
+            f"{folder}: {len(images):,} images ({count_suffixes(images)}); "
+            f"{num_checked:,} headers checked, {len(self._bad):,} bad; {others:,} other files",
+            "current",
+        )
+        if self._bad:
+            print_log(f"left out:\n{describe_bad(self._bad)}", "current", logging.WARNING)

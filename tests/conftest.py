@@ -1,0 +1,84 @@
+"""Fixtures every test may use: fixed seeds, a narrow architecture, error norms, awake GRN."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+# importlib mode leaves the tests' own folder off the path, and the reference is shared by folders.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> Iterator[None]:
+    """Start every test from the same random state, and leave none behind."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def tiny_arch() -> dict[str, list[int]]:
+    """A ConvNeXt V2 narrow enough for the loops of the reference."""
+    return dict(depths=[1, 1, 2, 1], channels=[8, 16, 24, 32])
+
+
+@pytest.fixture
+def relative_error() -> Callable[[Tensor, Tensor], float]:
+    """||actual - expected|| / ||expected|| in float64; the absolute norm where expected is 0."""
+
+    def measure(actual: Tensor, expected: Tensor) -> float:
+        assert actual.shape == expected.shape, f"{tuple(actual.shape)} {tuple(expected.shape)}"
+        actual, expected = actual.detach().double(), expected.detach().double()
+        assert torch.isfinite(actual).all() and torch.isfinite(expected).all()
+        scale = expected.norm().item()
+        return (actual - expected).norm().item() / (scale if scale > 0 else 1.0)
+
+    return measure
+
+
+@pytest.fixture
+def randomize_grn() -> Callable[[nn.Module], nn.Module]:
+    """Give every GRN random parameters; at their initial 0 GRN is the identity and hides bugs.
+
+    Norms and biases, which also start at 0 or 1, are moved as well.
+    """
+
+    def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                if ".grn." in f".{name}" or name in ("gamma", "beta"):
+                    parameter.copy_(0.5 * noise)
+                elif name.endswith("bias"):
+                    parameter.copy_(0.1 * noise)
+                elif parameter.ndim == 1:
+                    parameter.copy_(1 + 0.1 * noise)
+                elif parameter.ndim > 1:
+                    # std .02 leaves branches of a narrow net near 0: scale to keep the variance.
+                    fan_in = parameter[0].numel() if "mask_token" not in name else 1
+                    parameter.copy_(noise / fan_in**0.5)
+        return module
+
+    return randomize
+
+
+@pytest.fixture
+def random_mask() -> Callable[..., Tensor]:
+    """A mask (N, H/32, W/32) with a stated number of visible cells for each sample."""
+
+    def draw(visible: list[int], grid_hw: tuple[int, int], seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        cells = grid_hw[0] * grid_hw[1]
+        mask_NL = torch.ones(len(visible), cells, dtype=torch.bool)
+        for n, keep in enumerate(visible):
+            mask_NL[n, torch.randperm(cells, generator=generator)[:keep]] = False
+        return mask_NL.view(len(visible), *grid_hw)
+
+    return draw
