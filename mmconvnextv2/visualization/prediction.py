@@ -1,0 +1,84 @@
+"""Lets a model in training reconstruct images, and leaves the training as it was.
+
+Shape suffixes: N images, C channels, H and W pixels, h and w cells of the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmconvnextv2.nn import random_masking
+from mmconvnextv2.seeding import seeded_cpu
+from mmconvnextv2.visualization.reconstruction import reconstruction_grid
+
+
+def draw_reconstructions(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    *,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+) -> Image.Image:
+    """Let a registered `FCMAE` reconstruct images and draw the grid, without disturbing training.
+
+    The masks depend on the seed alone, so that pictures of one run can be compared. The global
+    random states and the train/eval mode of every submodule are as before afterwards.
+
+    Args:
+        model: An `mmconvnextv2.models.FCMAE`, not wrapped.
+        images: uint8 tensors (C, H, W) as the pipelines give them (colour images in BGR), all
+            of one size, H and W multiples of 32.
+        seed: Seed of the masks.
+        mask_ratio: Share of cells to remove, inside (0, 1); by default the model's own.
+
+    Returns:
+        The grid of `reconstruction_grid`.
+
+    Raises:
+        ValueError: There is no image, or sizes or ratio are not allowed.
+    """
+    if not images:
+        raise ValueError("there is no image to reconstruct: the list is empty")
+    preprocessor: Any = model.data_preprocessor
+    ratio = preprocessor.mask_ratio if mask_ratio is None else mask_ratio
+    with seeded_cpu(seed), evaluation_mode(model):
+        batch = preprocessor({"inputs": list(images)}, False)
+        x_NCHW = batch["inputs"]
+        mask_Nhw = random_masking(
+            len(images),
+            (x_NCHW.shape[-2] // 32, x_NCHW.shape[-1] // 32),
+            ratio,
+            cell_scale=preprocessor.cell_size // 32,
+            generator=torch.Generator().manual_seed(seed),
+        ).to(x_NCHW.device)
+        samples = model(x_NCHW, batch.get("data_samples"), mask=mask_Nhw, mode="predict")
+        reconstruction_NCHW = torch.stack([sample.reconstruction for sample in samples])
+    return reconstruction_grid(
+        x_NCHW, reconstruction_NCHW, mask_Nhw, preprocessor.mean, preprocessor.std
+    )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode without gradients, then restore the mode of every submodule.
+
+    Modes are restored one by one, because parts of a model may be frozen in eval mode while the
+    rest trains.
+
+    Args:
+        model: The model to look at.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
