@@ -1,0 +1,47 @@
+"""What every run shares: imports, seeds, hooks, logs."""
+
+# knobs
+seed = 0
+save_every_epochs = 20
+keep_checkpoints = 3
+
+custom_imports = dict(
+    imports=["mmconvnextv2.models", "mmconvnextv2.engine", "mmconvnextv2.datasets"],
+    allow_failed_imports=False,
+)
+
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=100),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(
+        type="CheckpointHook", interval=save_every_epochs, max_keep_ckpts=keep_checkpoints
+    ),
+    # The sampler of this project gets its epoch from here, as mmengine's own do.
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+)
+
+custom_hooks = [
+    dict(type="StatelessSeedHook"),
+    dict(type="LearningRateTermsHook"),
+    dict(type="PortableCheckpointHook"),
+    dict(type="ProgressHook"),
+]
+
+# A resumed run draws what the uninterrupted one would have drawn: nothing but the seed, the epoch
+# and the index of an image decides.
+randomness = dict(seed=seed, deterministic=False)
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+
+vis_backends = [dict(type="LocalVisBackend")]
+visualizer = dict(type="Visualizer", vis_backends=vis_backends)
+
+log_level = "INFO"
+load_from = None
+resume = False
+find_unused_parameters = False

@@ -1,0 +1,131 @@
+"""FCMAE on a folder of images in one call: a config filled in, and mmengine's Runner."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmconvnextv2.nn import ARCHITECTURES
+
+from .configs import config_path
+
+FOLDER_CONFIG = "fcmae/fcmae_convnextv2-tiny_1xb64-coslr-400e_folder.py"
+BASE_LR = 1.5e-4
+"""The paper's learning rate for 256 images a step (appendix A.2, table 8)."""
+
+
+def pretrain(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "work_dirs/pretrain",
+    *,
+    arch: str = "tiny",
+    epochs: int = 400,
+    warmup_epochs: int | None = None,
+    batch_size: int = 64,
+    accumulate: int = 1,
+    base_lr: float = BASE_LR,
+    image_size: int = 224,
+    num_workers: int = 8,
+    amp: bool = False,
+    resume: bool = False,
+    options: dict[str, Any] | None = None,
+) -> Path:
+    """Pre-train a ConvNeXt V2 on a folder of images, without labels.
+
+    Args:
+        data: folder of images, nested or flat.
+        out: folder for checkpoints, logs and pictures.
+        arch: a name of `mmconvnextv2.nn.ARCHITECTURES`.
+        epochs: passes over the images.
+        warmup_epochs: epochs in which the rate rises from 0; a twentieth of `epochs` when None.
+        batch_size: images of one forward pass.
+        accumulate: forward passes of one optimizer step.
+        base_lr: learning rate for 256 images a step; it is scaled linearly to
+            ``batch_size * accumulate``.
+        image_size: side of the training crops in pixels, a multiple of 32.
+        num_workers: processes that read images.
+        amp: compute in bfloat16.
+        resume: go on from the newest checkpoint in `out`.
+        options: further settings of the config, as ``{"a.b": value}``.
+
+    Returns:
+        The last checkpoint; it holds encoder and decoder.
+
+    Raises:
+        FileNotFoundError: the folder is not there or has no image.
+        ValueError: an argument is outside what is allowed.
+    """
+    cfg = pretrain_config(
+        data,
+        arch=arch,
+        epochs=epochs,
+        warmup_epochs=max(1, epochs // 20) if warmup_epochs is None else warmup_epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        base_lr=base_lr,
+        image_size=image_size,
+        num_workers=num_workers,
+        amp=amp,
+    )
+    cfg.merge_from_dict(options or {})
+    cfg.work_dir = str(out)
+    cfg.resume = resume
+    Runner.from_cfg(cfg).train()
+    return Path(find_latest_checkpoint(cfg.work_dir))
+
+
+def pretrain_config(
+    data: str | os.PathLike[str],
+    *,
+    arch: str,
+    epochs: int,
+    warmup_epochs: int,
+    batch_size: int,
+    accumulate: int,
+    base_lr: float,
+    image_size: int,
+    num_workers: int,
+    amp: bool,
+) -> Config:
+    """Fill in the config for any folder; the arguments are those of `pretrain`.
+
+    Raises:
+        ValueError: an argument is outside what is allowed.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown arch {arch!r}; choose one of {', '.join(ARCHITECTURES)}")
+    if image_size < 64 or image_size % 32:
+        raise ValueError(f"image_size must be a multiple of 32 from 64 on, got {image_size}")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= warmup_epochs <= epochs:
+        raise ValueError(f"warmup_epochs must lie in 0 to {epochs} (epochs), got {warmup_epochs}")
+
+    cfg = Config.fromfile(config_path(FOLDER_CONFIG))
+    cfg.model.backbone.arch = arch
+    cfg.model.neck.in_channels = ARCHITECTURES[arch]["channels"][-1]
+    loader = cfg.train_dataloader
+    loader.batch_size = batch_size
+    loader.num_workers = num_workers
+    loader.persistent_workers = num_workers > 0
+    images = loader.dataset.dataset
+    images.data_root = str(data)
+    (crop,) = (step for step in images.pipeline if step.type == "RandomResizedCrop")
+    crop.scale = image_size
+    cfg.optim_wrapper.type = "AutocastOptimWrapper" if amp else "OptimWrapper"
+    cfg.optim_wrapper.accumulative_counts = accumulate
+    cfg.optim_wrapper.optimizer.lr = base_lr * batch_size * accumulate / 256
+    cfg.auto_scale_lr.base_batch_size = batch_size * accumulate
+    warmup, cosine = cfg.param_scheduler
+    warmup.end = cosine.begin = warmup_epochs
+    if warmup_epochs == 0:
+        cfg.param_scheduler = [cosine]
+    elif warmup_epochs == epochs:
+        cfg.param_scheduler = [warmup]
+    cfg.train_cfg.max_epochs = epochs
+    return cfg

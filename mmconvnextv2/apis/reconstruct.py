@@ -1,0 +1,158 @@
+"""Lets a pre-trained FCMAE fill in images: from config, checkpoint and files to one picture.
+
+Shape suffixes: C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmconvnextv2.checkpoint import load_strictly, read_checkpoint
+from mmconvnextv2.datasets.image_reading import read_image
+from mmconvnextv2.datasets.image_scan import resolve_folder, scan_folder
+from mmconvnextv2.models import FCMAE
+from mmconvnextv2.visualization.files import save_png
+from mmconvnextv2.visualization.prediction import draw_reconstructions
+
+
+def reconstruct(
+    config: str | os.PathLike[str] | Config,
+    checkpoint: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    num_images: int = 8,
+    seed: int = 0,
+    mask_ratio: float | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+) -> Image.Image:
+    """Draw original, masked, prediction and composite of some images, one row per image.
+
+    Args:
+        config: Config file of a pre-training run, or the loaded config.
+        checkpoint: What that run saved; it must hold encoder and decoder.
+        images: An image file, or a folder that is searched with all folders below it.
+        out: PNG to write, atomically; nothing is written without it.
+        num_images: Most images to show. From a folder with more, evenly spaced ones are taken.
+        seed: Seed of the masks.
+        mask_ratio: Share of cells to remove, inside (0, 1); by default the config's.
+        image_size: Side in pixels, or (height, width), multiples of 32. By default the size of
+            the config's training crops. Images are resized to cover it and cropped centrally.
+        device: Where to run the model.
+
+    Returns:
+        The grid, RGB.
+
+    Raises:
+        FileNotFoundError: Config, checkpoint or images are not there.
+        ValueError: The checkpoint cannot be read safely, has no decoder or does not fit the
+            config; a folder holds no image or an image cannot be read; the config is not of an
+            FCMAE; or an argument is out of its range.
+    """
+    if num_images < 1:
+        raise ValueError(f"the number of images must be at least 1, got {num_images}")
+    paths = _pick_images(Path(images), num_images)
+    state_dict = _read_with_decoder(checkpoint)
+    if not isinstance(config, Config):
+        config = Config.fromfile(config)
+    size_HW = _checked_size(_training_crop(config) if image_size is None else image_size)
+    device = _checked_device(device)
+    model = _build(config)
+    load_strictly(model, state_dict)
+    model.to(device)
+    preprocessor: Any = model.data_preprocessor
+    channels = preprocessor.mean.numel()
+    inputs = [_read_input(path, size_HW, channels) for path in paths]
+    grid = draw_reconstructions(model, inputs, seed=seed, mask_ratio=mask_ratio)
+    if out is not None:
+        save_png(grid, out)
+    return grid
+
+
+def _pick_images(path: Path, count: int) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = scan_folder(resolve_folder(path)).images
+    indices = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    return [Path(found[index]) for index in indices]
+
+
+def _read_with_decoder(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint safely, and refuse one without decoder."""
+    state_dict = read_checkpoint(path)
+    if not any(name.startswith("neck.") for name in state_dict):
+        raise ValueError(
+            f"{os.fspath(path)} has no decoder: none of its {len(state_dict)} tensors is named "
+            "neck.*, so it is encoder-only, as all published ConvNeXt V2 weights are. An encoder "
+            "alone cannot reconstruct. Use a checkpoint written by pre-training with this project "
+            "(work_dirs/.../epoch_*.pth): it always holds encoder and decoder"
+        )
+    return state_dict
+
+
+def _training_crop(config: Config) -> int | tuple[int, int]:
+    """Output size of the last crop of the training pipeline: a side, or (height, width)."""
+    dataset: Mapping[str, Any] = config.get("train_dataloader", {}).get("dataset", {})
+    while "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset["dataset"]
+    for transform in reversed(dataset.get("pipeline", [])):
+        if str(transform["type"]).endswith("Crop"):
+            # RandomResizedCrop calls it scale, RandomCrop and CenterCrop crop_size.
+            return transform["scale"] if "scale" in transform else transform["crop_size"]
+    raise ValueError(
+        "the config's training pipeline has no crop that tells the size of the images; "
+        "give the image size yourself"
+    )
+
+
+def _checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 32 or height % 32 or width % 32:
+        raise ValueError(
+            f"image height and width must be positive multiples of 32, got {height}x{width}"
+        )
+    return height, width
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use cpu")
+    return device
+
+
+def _build(config: Config) -> FCMAE:
+    settings = config.model.to_dict()
+    # The Runner, too, takes the preprocessor from the top level of a config.
+    if "data_preprocessor" in config:
+        settings.setdefault("data_preprocessor", config.data_preprocessor.to_dict())
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = MODELS.build(settings)
+    if not isinstance(model, FCMAE):
+        raise ValueError(f"the config builds a {type(model).__name__}; reconstruction needs FCMAE")
+    return model
+
+
+def _read_input(path: Path, size_HW: tuple[int, int], channels: int) -> Tensor:
+    """Read an image as a pipeline would give it: uint8 (C, H, W), blue first."""
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the config's model takes {channels} channels; image files give 1 (grey) or 3"
+        )
+    pixels = read_image(path, mode="RGB" if channels == 3 else "L")
+    height, width = size_HW
+    fitted = ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.BICUBIC)
+    image_HWC = torch.from_numpy(np.array(fitted).reshape(height, width, channels))
+    return image_HWC.permute(2, 0, 1).flip(0)

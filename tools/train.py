@@ -1,0 +1,104 @@
+"""Train from a config: pre-training, classification, detection or segmentation alike."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmconvnextv2.engine.launch import (
+    add_launch_arguments,
+    build_runner,
+    join_processes,
+    load_config,
+    world_size,
+)
+from mmconvnextv2.engine.learning_rate import batch_terms, scale_learning_rate
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments of the command line, named as in OpenMMLab's own scripts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file, e.g. one of configs/fcmae/")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from a checkpoint; without a path, from the newest in the work directory",
+    )
+    parser.add_argument("--amp", action="store_true", help="mixed precision in bf16, CPU or GPU")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate to processes x batch x accumulated batches",
+    )
+    add_launch_arguments(parser)
+    return parser.parse_args()
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Tell the Runner where to go on: nowhere (None), at the newest checkpoint ("auto"), at a file.
+
+    Raises:
+        FileNotFoundError: if the named checkpoint is not a file.
+    """
+    if resume is None:
+        return
+    if resume != "auto" and not Path(resume).is_file():
+        raise FileNotFoundError(f"--resume: checkpoint {resume!r} is not a file")
+    cfg.resume = True
+    cfg.load_from = None if resume == "auto" else resume
+
+
+def use_autocast(cfg: Config) -> str:
+    """Put the project's bf16 wrapper in the place of a plain OptimWrapper; returns a log line.
+
+    Raises:
+        ValueError: if the config has a wrapper of another kind, or none.
+    """
+    if cfg.get("optim_wrapper") is None:
+        raise ValueError("--amp: the config has no optim_wrapper, so it does not train")
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    name = kind.split(".")[-1] if isinstance(kind, str) else kind.__name__
+    if name == "AmpOptimWrapper":
+        return "--amp: the config's own AmpOptimWrapper stays as it is"
+    if name not in ("OptimWrapper", "AutocastOptimWrapper"):
+        raise ValueError(f"--amp replaces OptimWrapper alone, and the config has {name}")
+    cfg.optim_wrapper.type = "AutocastOptimWrapper"
+    return "--amp: mixed precision in bf16 (AutocastOptimWrapper)"
+
+
+def scale_rate(cfg: Config, launcher: str) -> str:
+    """Scale the learning rate to the batch of this run; returns a log line."""
+    processes = world_size(launcher)
+    factor = scale_learning_rate(cfg, processes)
+    return (
+        f"learning rate scaled by {factor:g} to {cfg.optim_wrapper.optimizer.lr:g}: "
+        f"{batch_terms(cfg, processes)}, base batch {cfg.auto_scale_lr.base_batch_size}"
+    )
+
+
+def main() -> int:
+    """Exit status: 0 after training, 2 when the arguments or the config do not allow it."""
+    args = parse_args()
+    notes = []
+    try:
+        cfg = load_config(args)
+        set_resume(cfg, args.resume)
+        if args.amp:
+            notes.append(use_autocast(cfg))
+        if args.auto_scale_lr or (cfg.get("auto_scale_lr") or {}).get("enable", False):
+            notes.append(scale_rate(cfg, args.launcher))
+        notes += join_processes(cfg, args.launcher)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    build_runner(cfg, notes).train()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
