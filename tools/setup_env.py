@@ -388,15 +388,28 @@ def set_up(stack: str) -> None:
     wanted = fingerprint(ROOT, stack, sys.version_info, cuda_tools_present())
     if is_current(env, wanted):
         return
-    check_machine(env)
-    stamp = os.path.join(env, "setup.stamp")
-    if os.path.exists(stamp):
-        os.remove(stamp)
-    print("setting up {} (log: {})".format(env, os.path.join(env, "setup.log")))
-    install(env, stack)
-    with open(stamp + ".new", "w") as file:
-        file.write(wanted + "\n")
-    os.replace(stamp + ".new", stamp)
+    with open(os.path.join(ROOT, requirements_file(stack))) as lock:
+        wait_for(lock)
+        if is_current(env, wanted):
+            return
+        check_machine(env)
+        stamp = os.path.join(env, "setup.stamp")
+        if os.path.exists(stamp):
+            os.remove(stamp)
+        print("setting up {} (log: {})".format(env, os.path.join(env, "setup.log")))
+        install(env, stack)
+        with open(stamp + ".new", "w") as file:
+            file.write(wanted + "\n")
+        os.replace(stamp + ".new", stamp)
+
+
+def wait_for(lock: IO[str]) -> None:
+    """Lock a file of the checkout against another set-up of the same environment."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print("another set-up is at work in this environment: waiting for it", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -404,20 +417,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stack", choices=sorted(ENV_OF_STACK), default="openmmlab")
     stack = parser.parse_args(arguments).stack
-    with open(os.path.abspath(__file__)) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print("another set-up is at work in this checkout: waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            set_up(stack)
-        except SetupError as error:
-            print("set-up: {}".format(error), file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("\nset-up interrupted: run make again to go on", file=sys.stderr)
-            return 130
+    try:
+        set_up(stack)
+    except SetupError as error:
+        print("set-up: {}".format(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nset-up interrupted: run make again to go on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -15,6 +15,7 @@ from mmconvnextv2.visualization.files import write_atomically
 
 _RAW_COLOUR = "#9db7d5"
 _SMOOTH_COLOUR = "#1f4e8c"
+_SMOOTH_FROM = 10  # fewer values are shown as they are, with a dot each
 
 
 def read_scalars(path: str | os.PathLike[str], key: str = "loss") -> tuple[list[int], list[float]]:
@@ -93,7 +94,8 @@ def plot_loss_curve(
 ) -> Path:
     """Draw a loss curve: the logged values as a thin line, their smoothed course as a thick one.
 
-    Uses matplotlib's Agg canvas directly: no window, no pyplot, no global state.
+    Fewer than ten values are drawn as they are, with a dot each. Uses matplotlib's Agg canvas
+    directly: no window, no pyplot, no global state.
 
     Args:
         steps: Iterations of the logged values.
@@ -119,13 +121,14 @@ def plot_loss_curve(
 
     figure = Figure(figsize=(7.0, 3.8), dpi=144, layout="constrained")
     axes = figure.add_subplot()
-    marker = "o" if len(steps) < 2 else ""
-    axes.plot(steps, losses, color=_RAW_COLOUR, linewidth=0.9, marker=marker, label="logged")
-    window = max(1, len(losses) // 20)
-    if window > 1:
+    if len(steps) >= _SMOOTH_FROM:
+        window = max(5, len(losses) // 20)
+        axes.plot(steps, losses, color=_RAW_COLOUR, linewidth=0.9, label="logged")
         smoothed = smooth(losses, window)
         axes.plot(steps, smoothed, color=_SMOOTH_COLOUR, linewidth=2.0, label="smoothed")
         axes.legend(frameon=False)
+    else:
+        axes.plot(steps, losses, color=_SMOOTH_COLOUR, linewidth=1.5, marker="o", markersize=4)
     axes.set_title(title, loc="left")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)

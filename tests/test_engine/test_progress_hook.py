@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -117,7 +118,8 @@ def run_in_terminal(tmp_path, fail_at: int = 0) -> tuple[Screen, int]:
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
     master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "200", "LINES": "40", "TERM": "xterm"}
+    screen = {"COLUMNS": "200", "LINES": "40", "TERM": "xterm"}
+    environment = {**os.environ, **screen, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, str(script), str(fail_at), str(tmp_path / "work")],
         stdin=slave, stdout=slave, stderr=slave, env=environment,

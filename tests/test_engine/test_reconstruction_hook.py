@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -160,11 +161,29 @@ def test_pictures_of_a_run_show_the_same_images_and_masks(tmp_path, tiny_arch: d
 
 def test_a_small_data_set_gives_fewer_rows(tiny_arch: dict) -> None:
     hook = ReconstructionHook(num_images=8)
-    runner = type("Runner", (), {})()
-    runner.train_dataloader = type("Loader", (), {"dataset": NoisySquares(length=3)})()
+    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=NoisySquares(length=3)))
     before = random_draws_after_seeding(lambda: None)
     assert random_draws_after_seeding(lambda: hook.before_train(runner)) == before
     assert len(hook._images) == 3
+
+
+def test_a_wrapped_model_is_unwrapped(tmp_path, tiny_arch: dict) -> None:
+    model = make_model(tiny_arch)
+    shown = []
+    runner = SimpleNamespace(
+        model=nn.DataParallel(model),
+        work_dir=tmp_path,
+        logger="silent",
+        visualizer=SimpleNamespace(add_image=lambda name, image, step: shown.append((image, step))),
+        train_dataloader=SimpleNamespace(dataset=NoisySquares(length=2)),
+    )
+    hook = ReconstructionHook(seed=3)
+    hook.before_train(runner)
+    hook._draw(runner, "epoch_0001", step=7)
+    ((image, step),) = shown
+    assert step == 7
+    assert np.array_equal(image, Image.open(tmp_path / "reconstructions" / "epoch_0001.png"))
+    assert np.array_equal(image, draw_reconstructions(model, hook._images, seed=3))
 
 
 def random_draws_after_seeding(work: Any) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,5 +203,11 @@ def test_drawing_needs_torch_numpy_and_pillow_alone() -> None:
         "names = {'mmengine', 'mmcv', 'mmpretrain', 'matplotlib', 'cv2', 'rich', 'torchvision'}\n"
         "print(sorted(names & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"
