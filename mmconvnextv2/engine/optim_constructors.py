@@ -20,14 +20,14 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, _NormBase, GRN)
 def is_decayed(module: nn.Module, name: str) -> bool:
     """Whether weight decay applies to a parameter.
 
-    Biases, norms, GRN and the mask token are exempt. The official pre-training decays GRN and the
+    Biases, norms, GRN, LayerScale and the mask token are exempt. The official pre-training decays GRN and the
     token; its authors advised against that after the paper.
 
     Args:
         module: the module that owns the parameter.
         name: the parameter's name inside it, such as ``weight``.
     """
-    return not (name in ("bias", "mask_token") or isinstance(module, NORMS))
+    return not (name in ("bias", "gamma", "mask_token") or isinstance(module, NORMS))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -37,6 +37,8 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
             stem or downsampling before it.
         with_cp: activation checkpointing: recompute each block in the backward pass.
         mask_layout: where visible cells live in a masked call, "packed" or "masked".
+        use_grn: V2's GRN; False for V1.
+        layer_scale_init_value: start of V1's LayerScale, 1e-6 there; 0 for none, as in V2.
         init_cfg: None, or ``dict(type='Pretrained', checkpoint=..., prefix=None)``, which is
             loaded strictly. Random initialisation belongs to the constructor alone.
 
@@ -57,6 +59,8 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
         frozen_stages: int = 0,
         with_cp: bool = False,
         mask_layout: str = "packed",
+        use_grn: bool = True,
+        layer_scale_init_value: float = 0.0,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         # One cooperative call reaches BaseBackbone as well: a second BaseModule.__init__ would
@@ -70,6 +74,8 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
             output_norms=output_norms,
             with_cp=with_cp,
             mask_layout=mask_layout,
+            use_grn=use_grn,
+            layer_scale_init_value=layer_scale_init_value,
         )
         if not 0 <= frozen_stages <= len(self.stages):
             raise ValueError(

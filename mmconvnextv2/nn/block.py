@@ -1,4 +1,4 @@
-"""The ConvNeXt V2 block (paper, figure 5)."""
+"""The ConvNeXt V2 block, and V1's (paper, figure 5)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ from .layouts import Layout
 class Block(nn.Module):
     """Depthwise 7x7, LayerNorm, pointwise to 4C, GELU, GRN, pointwise to C, residual.
 
+    V1's block has no GRN and scales its residual branch by a learned factor a channel.
+
     Args:
         num_channels: number of channels C.
         drop_path_rate: probability to drop the residual branch of an image while training.
+        use_grn: normalise the 4C features; False for V1.
+        layer_scale_init_value: start of V1's LayerScale; 0 for none, as in V2.
     """
 
-    def __init__(self, num_channels: int, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        drop_path_rate: float = 0.0,
+        use_grn: bool = True,
+        layer_scale_init_value: float = 0.0,
+    ) -> None:
         super().__init__()
         hidden_channels = 4 * num_channels
         self.depthwise_conv = nn.Conv2d(
@@ -26,26 +36,49 @@ class Block(nn.Module):
         )
         self.norm = nn.LayerNorm(num_channels, eps=1e-6)
         self.pointwise_conv1 = nn.Linear(num_channels, hidden_channels)
-        self.grn = GRN(hidden_channels)
+        self.grn = GRN(hidden_channels) if use_grn else None
         self.pointwise_conv2 = nn.Linear(hidden_channels, num_channels)
+        self.gamma = (
+            nn.Parameter(torch.full((num_channels,), layer_scale_init_value))
+            if layer_scale_init_value > 0
+            else None
+        )
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, features: Tensor, layout: Layout) -> Tensor:
-        """Apply the block to features in the layout's shape, which the result keeps."""
+    def forward(
+        self, features: Tensor, layout: Layout, branch_factor_N1: Tensor | None = None
+    ) -> Tensor:
+        """Apply the block.
+
+        Args:
+            features: features in the layout's shape, which the result keeps.
+            layout: where the visible cells are.
+            branch_factor_N1: factor of each image's residual branch, from `draw_drop_path`.
+        """
         x = layout.depthwise(features, self.depthwise_conv)
         x = self.norm(x)
         x = F.gelu(self.pointwise_conv1(x))
-        x = self.grn(layout.zero_removed(x), layout)
+        if self.grn is not None:
+            x = self.grn(layout.zero_removed(x), layout)
         x = layout.zero_removed(self.pointwise_conv2(x))
-        if self.training and self.drop_path_rate > 0:
-            x = self._drop_path(x, layout)
+        if self.gamma is not None:
+            x = x * self.gamma.to(x.dtype)
+        if branch_factor_N1 is not None:
+            x = layout.scale_per_image(x, branch_factor_N1.to(x.dtype))
         return features + x
 
-    def _drop_path(self, x: Tensor, layout: Layout) -> Tensor:
+    def draw_drop_path(self, batch_size: int, device: torch.device) -> Tensor | None:
+        """Draw which images keep their residual branch (Huang et al., 2016).
+
+        Apart from `forward`, so that a compiled or recomputed block draws what a plain one does.
+
+        Returns:
+            ``(N, 1)``, 0 or 1 / (1 - rate); None where nothing is dropped.
+        """
+        if not self.training or self.drop_path_rate == 0:
+            return None
         keep_rate = 1 - self.drop_path_rate
-        batch = layout.num_images(x)
-        factor_N1 = torch.empty(batch, 1, dtype=x.dtype, device=x.device).bernoulli_(keep_rate)
-        return layout.scale_per_image(x, factor_N1 / keep_rate)
+        return torch.empty(batch_size, 1, device=device).bernoulli_(keep_rate) / keep_rate
 
     def extra_repr(self) -> str:
         """Show the drop path rate, which no submodule shows."""

@@ -54,6 +54,8 @@ class ConvNeXtV2(nn.Module):
         output_norms: apply a LayerNorm to each returned stage. FCMAE pre-trains without them.
         with_cp: activation checkpointing: recompute each block in the backward pass.
         mask_layout: where visible cells live in a masked call, a name of `MASK_LAYOUTS`.
+        use_grn: V2's GRN; False for V1.
+        layer_scale_init_value: start of V1's LayerScale, 1e-6 there; 0 for none, as in V2.
 
     Raises:
         ValueError: an argument is outside what is allowed.
@@ -69,6 +71,8 @@ class ConvNeXtV2(nn.Module):
         output_norms: bool = True,
         with_cp: bool = False,
         mask_layout: str = "packed",
+        use_grn: bool = True,
+        layer_scale_init_value: float = 0.0,
     ) -> None:
         super().__init__()
         self.depths, self.channels = resolve_arch(arch)
@@ -87,7 +91,8 @@ class ConvNeXtV2(nn.Module):
                 self.downsample_layers.append(Downsample(self.channels[i - 1], num_channels))
             first = sum(self.depths[:i])
             rates = [drop_path_rate * (first + j) / last_block for j in range(depth)]
-            self.stages.append(nn.Sequential(*(Block(num_channels, rate) for rate in rates)))
+            blocks = [Block(num_channels, r, use_grn, layer_scale_init_value) for r in rates]
+            self.stages.append(nn.Sequential(*blocks))
             if output_norms and i in self.out_indices:
                 self.add_module(f"norm{i}", nn.LayerNorm(num_channels, eps=1e-6))
         self.apply(init_weights)
@@ -129,7 +134,7 @@ class ConvNeXtV2(nn.Module):
         ):
             features = downsample(features, layout)
             for block in stage.children():
-                features = self._run(block, features, layout)
+                features = self._run(cast(Block, block), features, layout, len(x_NCHW))
             if i in self.out_indices:
                 outputs.append(self._output(features, layout, getattr(self, f"norm{i}", None)))
         return tuple(outputs)
@@ -141,10 +146,11 @@ class ConvNeXtV2(nn.Module):
         cells.check_fits(x_NCHW)
         return MASK_LAYOUTS[self.mask_layout](cells)
 
-    def _run(self, block: nn.Module, features: Tensor, layout: Layout) -> Tensor:
+    def _run(self, block: Block, features: Tensor, layout: Layout, batch_size: int) -> Tensor:
+        branch_factor_N1 = block.draw_drop_path(batch_size, features.device)
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, features, layout, use_reentrant=False)
-        return block(features, layout)
+            return checkpoint(block, features, layout, branch_factor_N1, use_reentrant=False)
+        return block(features, layout, branch_factor_N1)
 
     def _output(self, features: Tensor, layout: Layout, norm: nn.Module | None) -> Tensor:
         if self.gap_before_final_norm:

@@ -114,7 +114,15 @@ class FCMAE(nn.Module):
         return self.loss(inputs, cells) if mode == "loss" else self.predict(inputs, cells)
 
     def loss(self, x_NCHW: Tensor, cells: VisibleCells) -> dict[str, Tensor]:
-        """Loss of one masked batch, ``dict(loss=scalar)``."""
+        """Loss of one masked batch, ``dict(loss=scalar)``.
+
+        Raises:
+            ValueError: the mask removes nothing, so there is nothing to predict.
+        """
+        if cells.num_visible == cells.mask_NHW.numel():
+            raise ValueError(
+                "the mask removes no cell of the batch, so there is no loss to compute"
+            )
         prediction_NHWP = self._predict_patches(x_NCHW, cells)
         return dict(loss=self.forward_loss(x_NCHW, prediction_NHWP, cells.mask_NHW))
 

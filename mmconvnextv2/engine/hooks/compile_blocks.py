@@ -32,5 +32,7 @@ class CompileBlocksHook(Hook):
         """
         blocks = [module for module in runner.model.modules() if isinstance(module, Block)]
         for block in blocks:
-            block.compile(mode=self.mode)
+            # Shapes are the same in every step. Dynamic ones, which torch tries as soon as encoder
+            # and decoder differ, make inductor fail on the sizes of a small map.
+            block.compile(mode=self.mode, dynamic=False)
         runner.logger.info(f"torch.compile: {len(blocks)} blocks")

@@ -19,10 +19,6 @@ class Layout(ABC):
     """
 
     @abstractmethod
-    def num_images(self, features: Tensor) -> int:
-        """Number of images N."""
-
-    @abstractmethod
     def patch_embed(self, x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
         """Apply the stem's 4x4 convolution of stride 4 to images ``(N, C, H, W)``."""
 

@@ -17,10 +17,6 @@ class DenseLayout(Layout):
     The convolutions run on the channels-last view of the features, so no copy is made.
     """
 
-    def num_images(self, features: Tensor) -> int:
-        """See `Layout.num_images`."""
-        return features.shape[0]
-
     def patch_embed(self, x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
         """See `Layout.patch_embed`."""
         return _channels_last(conv(x_NCHW))

@@ -30,10 +30,6 @@ class PackedLayout(Layout):
     def __init__(self, cells: VisibleCells) -> None:
         self.cells = cells
 
-    def num_images(self, features: Tensor) -> int:
-        """See `Layout.num_images`."""
-        return self.cells.num_images
-
     def patch_embed(self, x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
         """See `Layout.patch_embed`; pixels of removed cells are never read."""
         batch, channels, _, _ = x_NCHW.shape
