@@ -20,8 +20,8 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, _NormBase, GRN)
 def is_decayed(module: nn.Module, name: str) -> bool:
     """Whether weight decay applies to a parameter.
 
-    Biases, norms, GRN, LayerScale and the mask token are exempt. The official pre-training decays GRN and the
-    token; its authors advised against that after the paper.
+    Biases, norms, GRN, LayerScale and the mask token are exempt. The official pre-training decays
+    GRN and the token; its authors advised against that after the paper.
 
     Args:
         module: the module that owns the parameter.
