@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .version import __version__
+from mmconvnextv2.version import __version__
 
 _ENTRY_POINTS = {
     "pretrain": "mmconvnextv2.apis",

@@ -22,6 +22,16 @@ def fixed_seed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_default_scope() -> Iterator[None]:
+    """A Runner leaves its scope behind as the current one; the next test starts without."""
+    yield
+    if "mmengine" in sys.modules:
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
+
+
 @pytest.fixture
 def tiny_arch() -> dict[str, list[int]]:
     """A ConvNeXt V2 narrow enough for the loops of the reference."""

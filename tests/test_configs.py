@@ -17,6 +17,7 @@ from PIL import Image
 import mmconvnextv2.datasets
 import mmconvnextv2.engine
 import mmconvnextv2.models  # noqa: F401
+from mmconvnextv2.nn import ARCHITECTURES
 
 pytestmark = pytest.mark.integration
 
@@ -32,6 +33,9 @@ PARAMETERS = {
     "base": 91_922_432,
     "large": 200_910_592,
     "huge": 662_616_192,
+    # V1: LayerScale in place of GRN.
+    "v1-base": 91_796_096,
+    "v1-large": 200_721_088,
 }
 
 
@@ -54,11 +58,12 @@ def test_all_sizes_have_both_recipes() -> None:
     names = {path.stem for path in FCMAE}
     expected = {
         f"fcmae_convnextv2-{arch}_64xb64-coslr-{epochs}e_in1k"
-        for arch in PARAMETERS
+        for arch in ARCHITECTURES
         for epochs in (800, 1600)
     }
-    assert expected <= names
-    assert len(names - expected) == 2, "any folder, and the sample set"
+    v1 = {f"fcmae_convnext-v1-{arch}_64xb64-coslr-800e_in1k" for arch in ("base", "large")}
+    assert expected | v1 <= names
+    assert len(names - expected - v1) == 2, "any folder, and the sample set"
 
 
 @pytest.mark.parametrize("path", FCMAE, ids=ids(FCMAE))
@@ -74,8 +79,8 @@ def test_full_size_has_the_papers_parameters(path: Path) -> None:
     config = Config.fromfile(path)
     with torch.device("meta"), DefaultScope.overwrite_default_scope("mmpretrain"):
         model = MODELS.build(config.model)
-    arch = path.stem.split("-")[1].split("_")[0]
-    assert config.model.backbone.arch == arch
+    arch = path.stem.split("_")[1].removeprefix("convnextv2-").removeprefix("convnext-")
+    assert config.model.backbone.arch == arch.removeprefix("v1-")
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[arch]
 
 
@@ -98,6 +103,28 @@ def test_one_step(path: Path, images: Path, tmp_path: Path) -> None:
     losses = runner.model.train_step(batch, wrapper)
     assert math.isfinite(losses["loss"].item())
     assert not torch.equal(runner.model.neck.mask_token, before)
+
+
+@pytest.mark.parametrize("path", FCMAE, ids=ids(FCMAE))
+def test_knobs_are_what_is_used(path: Path) -> None:
+    config = Config.fromfile(path)
+    loader, images = config.train_dataloader, config.train_dataloader.dataset.dataset
+    used = dict(
+        data_root=images.data_root,
+        split=images.split,
+        image_size=images.pipeline[1].scale,
+        mask_ratio=config.model.data_preprocessor.mask_ratio,
+        batch_size_per_gpu=loader.batch_size,
+        num_workers=loader.num_workers,
+        max_epochs=config.train_cfg.max_epochs,
+        warmup_epochs=config.param_scheduler[0].end,
+        base_lr=config.optim_wrapper.optimizer.lr * 256 / config.auto_scale_lr.base_batch_size,
+        base_batch_size=config.auto_scale_lr.base_batch_size,
+    )
+    assert config.param_scheduler[1].begin == config.warmup_epochs
+    knobs = {name: config[name] for name in used}
+    assert knobs.pop("base_lr") == pytest.approx(used.pop("base_lr"))
+    assert knobs == used
 
 
 @pytest.mark.parametrize("epochs", [800, 1600])

@@ -72,7 +72,7 @@ def config(tmp_path: Path) -> Path:
     for i in range(8):
         pixels = random.integers(0, 256, (70, 70, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
-    base = ROOT / "configs" / "fcmae" / "fcmae_convnextv2-atto_1xb32-coslr-16e_sample.py"
+    base = ROOT / "configs" / "fcmae" / "fcmae_convnextv2-atto_1xb32-coslr-12e_sample.py"
     text = CONFIG.format(base=str(base), data=str(tmp_path / "images"))
     (tmp_path / "config.py").write_text(text)
     (tmp_path / "rank_digest.py").write_text(HOOK)

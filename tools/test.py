@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
 from mmengine.config import Config
 
-from mmconvnextv2.engine.launch import (
+from mmconvnextv2.apis.launch import (
+    USER_ERRORS,
     add_launch_arguments,
     build_runner,
     join_processes,
@@ -24,6 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint file; it has to fit the model exactly")
     parser.add_argument("--out", metavar="FILE.pkl", help="write all predictions to this file")
     parser.add_argument("--show-dir", metavar="DIR", help="write pictures of the predictions there")
+    parser.add_argument(
+        "--tta", action="store_true", help="average over the config's scales and flips"
+    )
     add_launch_arguments(parser)
     return parser.parse_args()
 
@@ -64,6 +67,18 @@ def write_pictures(cfg: Config, show_dir: str) -> None:
         )
 
 
+def use_tta(cfg: Config) -> None:
+    """Test with the config's test-time augmentation.
+
+    Raises:
+        ValueError: if the config describes none.
+    """
+    if cfg.get("tta_model") is None or cfg.get("tta_pipeline") is None:
+        raise ValueError("--tta: the config has no tta_model and tta_pipeline")
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
+
+
 def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     """Config for a test run, and lines for its log.
 
@@ -78,6 +93,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
         raise ValueError(f"{args.config} lacks test_dataloader or test_evaluator: nothing to test")
     cfg.load_from = args.checkpoint
     cfg.resume = False
+    if args.tta:
+        use_tta(cfg)
     if args.out:
         write_predictions(cfg, args.out)
     if args.show_dir:
@@ -90,13 +107,14 @@ def main() -> int:
     args = parse_args()
     try:
         cfg, notes = prepare(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, *USER_ERRORS) as error:
         print(f"test.py: {error}", file=sys.stderr)
         return 2
-    runner = build_runner(cfg, notes)
-    # Runner.test() loads leniently; a checkpoint that does not fit would test random weights.
-    runner.load_checkpoint = functools.partial(runner.load_checkpoint, strict=True)
-    runner.test()
+    try:
+        build_runner(cfg, notes).test()
+    except USER_ERRORS as error:
+        print(f"test.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmconvnextv2.engine.launch import (
+from mmconvnextv2.apis.launch import (
+    USER_ERRORS,
     add_launch_arguments,
-    build_runner,
     join_processes,
     load_config,
+    train,
     world_size,
 )
 from mmconvnextv2.engine.learning_rate import batch_terms, scale_learning_rate
@@ -93,10 +94,14 @@ def main() -> int:
         if args.auto_scale_lr or (cfg.get("auto_scale_lr") or {}).get("enable", False):
             notes.append(scale_rate(cfg, args.launcher))
         notes += join_processes(cfg, args.launcher)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, *USER_ERRORS) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    build_runner(cfg, notes).train()
+    try:
+        train(cfg, notes)
+    except USER_ERRORS as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,10 +1,5 @@
 """What every run shares: imports, seeds, hooks, logs."""
 
-# knobs
-seed = 0
-save_every_epochs = 20
-keep_checkpoints = 3
-
 custom_imports = dict(
     imports=["mmconvnextv2.models", "mmconvnextv2.engine", "mmconvnextv2.datasets"],
     allow_failed_imports=False,
@@ -14,23 +9,23 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=100),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(
-        type="CheckpointHook", interval=save_every_epochs, max_keep_ckpts=keep_checkpoints
-    ),
+    checkpoint=dict(type="CheckpointHook", interval=20, max_keep_ckpts=3),
     # The sampler of this project gets its epoch from here, as mmengine's own do.
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 
 custom_hooks = [
     dict(type="StatelessSeedHook"),
+    dict(type="AnnotationCheckHook"),
     dict(type="LearningRateTermsHook"),
     dict(type="PortableCheckpointHook"),
+    dict(type="StrictLoadingHook"),
     dict(type="ProgressHook"),
 ]
 
 # A resumed run draws what the uninterrupted one would have drawn: nothing but the seed, the epoch
 # and the index of an image decides.
-randomness = dict(seed=seed, deterministic=False)
+randomness = dict(seed=0, deterministic=False)
 
 env_cfg = dict(
     cudnn_benchmark=True,

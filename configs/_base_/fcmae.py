@@ -2,7 +2,8 @@
 
 A child sets the architecture, and other images or another schedule where it has them. Rates are
 absolute: the base rate times the batch that it was tuned for, divided by 256. `--auto-scale-lr`
-rescales them to yours.
+rescales them to yours. The knobs are used where they are written: `--cfg-options` sets the keys
+that are built from them, such as `train_cfg.max_epochs`.
 """
 
 _base_ = "default_runtime.py"

@@ -1,3 +1,4 @@
 _base_ = "fcmae_convnextv2-huge_64xb64-coslr-800e_in1k.py"
 
-train_cfg = dict(max_epochs=1600)
+max_epochs = 1600
+train_cfg = dict(max_epochs=max_epochs)

@@ -1,6 +1,6 @@
 """The whole job in one call."""
 
-from .pretrain import pretrain
-from .reconstruct import reconstruct
+from mmconvnextv2.apis.pretrain import pretrain
+from mmconvnextv2.apis.reconstruct import reconstruct
 
 __all__ = ["pretrain", "reconstruct"]

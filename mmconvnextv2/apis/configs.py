@@ -17,9 +17,10 @@ def config_path(name: str) -> Path:
         FileNotFoundError: there is no such config beside the package.
     """
     package = Path(mmconvnextv2.__file__).parent
-    places = [package.parent / "configs", package / ".mim" / "configs"]
-    for place in places:
-        if (place / name).is_file():
-            return place / name
-    looked = " nor in ".join(str(place) for place in places)
-    raise FileNotFoundError(f"no config {name!r} in {looked}; install from a checkout")
+    path = package.parent / "configs" / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no config at {path}: configs/ lies beside the package in a checkout; install from "
+            f"one with `pip install -e .`"
+        )
+    return path

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 
+from mmconvnextv2.apis.configs import config_path
+from mmconvnextv2.apis.launch import train
 from mmconvnextv2.nn import ARCHITECTURES
-
-from .configs import config_path
 
 FOLDER_CONFIG = "fcmae/fcmae_convnextv2-tiny_1xb64-coslr-400e_folder.py"
 BASE_LR = 1.5e-4
@@ -20,7 +20,7 @@ BASE_LR = 1.5e-4
 
 def pretrain(
     data: str | os.PathLike[str],
-    out: str | os.PathLike[str] = "work_dirs/pretrain",
+    work_dir: str | os.PathLike[str] = "work_dirs/pretrain",
     *,
     arch: str = "tiny",
     epochs: int = 400,
@@ -32,13 +32,13 @@ def pretrain(
     num_workers: int = 8,
     amp: bool = False,
     resume: bool = False,
-    options: dict[str, Any] | None = None,
+    cfg_options: dict[str, Any] | None = None,
 ) -> Path:
     """Pre-train a ConvNeXt V2 on a folder of images, without labels.
 
     Args:
         data: folder of images, nested or flat.
-        out: folder for checkpoints, logs and pictures.
+        work_dir: folder for checkpoints, logs and pictures.
         arch: a name of `mmconvnextv2.nn.ARCHITECTURES`.
         epochs: passes over the images.
         warmup_epochs: epochs in which the rate rises from 0; a twentieth of `epochs` when None.
@@ -49,16 +49,20 @@ def pretrain(
         image_size: side of the training crops in pixels, a multiple of 32.
         num_workers: processes that read images.
         amp: compute in bfloat16.
-        resume: go on from the newest checkpoint in `out`.
-        options: further settings of the config, as ``{"a.b": value}``.
+        resume: go on from the newest checkpoint in `work_dir`.
+        cfg_options: further settings of the config, as ``{"a.b": value}``.
 
     Returns:
         The last checkpoint; it holds encoder and decoder.
 
     Raises:
-        FileNotFoundError: the folder is not there or has no image.
+        FileNotFoundError: the folder is not there, or there is nothing to resume.
+        TooFewImagesError: the folder has no image, or too few for one batch.
+        BadImagesError: too many images cannot be read.
         ValueError: an argument is outside what is allowed.
     """
+    if resume and find_latest_checkpoint(str(work_dir)) is None:
+        raise FileNotFoundError(f"there is no checkpoint to resume from in {work_dir}")
     cfg = pretrain_config(
         data,
         arch=arch,
@@ -71,10 +75,10 @@ def pretrain(
         num_workers=num_workers,
         amp=amp,
     )
-    cfg.merge_from_dict(options or {})
-    cfg.work_dir = str(out)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg.work_dir = str(work_dir)
     cfg.resume = resume
-    Runner.from_cfg(cfg).train()
+    train(cfg)
     return Path(find_latest_checkpoint(cfg.work_dir))
 
 

@@ -27,8 +27,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint, or needs more than tensors and plain containers.
+        ValueError: the path is a URL, or the file is not a checkpoint, or needs more than
+            tensors and plain containers.
     """
+    if "://" in str(path):
+        raise ValueError(f"{path} is not a local file: download it first and give its path")
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
@@ -76,6 +79,7 @@ def load_strictly(
     module: nn.Module,
     state_dict: Mapping[str, Tensor],
     optional: re.Pattern[str] | None = None,
+    what: str = "tensors",
 ) -> str:
     """Copy tensors into a module, all of them or none.
 
@@ -83,6 +87,7 @@ def load_strictly(
         module: receives the tensors in place.
         state_dict: its tensors by name.
         optional: keys that match may be missing from the state_dict, or superfluous in it.
+        what: what the messages call the tensors.
 
     Returns:
         One line that says how many tensors were loaded and names the optional ones that were not.
@@ -92,6 +97,37 @@ def load_strictly(
             untouched.
     """
     own = module.state_dict()
+    missing, unexpected = check_fits(own, state_dict, optional, what)
+    shared = {key: value for key, value in state_dict.items() if key in own}
+    module.load_state_dict({**own, **shared})
+    summary = f"loaded {len(shared)} of {len(own)} {what}"
+    if missing:
+        summary += f"; start fresh: {', '.join(missing)}"
+    if unexpected:
+        summary += f"; not used: {', '.join(unexpected)}"
+    return summary
+
+
+def check_fits(
+    own: Mapping[str, Tensor],
+    state_dict: Mapping[str, Tensor],
+    optional: re.Pattern[str] | None = None,
+    what: str = "tensors",
+) -> tuple[list[str], list[str]]:
+    """Compare the names and shapes of two state_dicts.
+
+    Args:
+        own: what a module has.
+        state_dict: what a file has.
+        optional: keys that match may be missing or superfluous.
+        what: what the message calls the tensors.
+
+    Returns:
+        The optional keys that are missing, and those that are superfluous.
+
+    Raises:
+        StateDictMismatch: a key is missing, unexpected or of another shape.
+    """
     missing = [key for key in own if key not in state_dict]
     unexpected = [key for key in state_dict if key not in own]
     misshaped = [
@@ -108,13 +144,6 @@ def load_strictly(
         lists = [f"\n  {len(keys)} {name}: {', '.join(keys)}" for name, keys in problems.items()]
         matched = len(own) - len(missing) - len(misshaped)
         raise StateDictMismatch(
-            f"the checkpoint does not fit: {matched} of {len(own)} tensors match{''.join(lists)}"
+            f"the checkpoint does not fit: {matched} of {len(own)} {what} match{''.join(lists)}"
         )
-    shared = {key: value for key, value in state_dict.items() if key in own}
-    module.load_state_dict({**own, **shared})
-    summary = f"loaded {len(shared)} of {len(own)} tensors"
-    if missing:
-        summary += f"; start fresh: {', '.join(missing)}"
-    if unexpected:
-        summary += f"; not used: {', '.join(unexpected)}"
-    return summary
+    return missing, unexpected

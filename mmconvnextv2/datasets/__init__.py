@@ -2,7 +2,7 @@
 
 from mmconvnextv2.datasets.image_folder import BadImagesError, ImageFolder
 from mmconvnextv2.datasets.image_reading import UnreadableImageError, read_image
-from mmconvnextv2.datasets.samplers import StatelessSampler
+from mmconvnextv2.datasets.samplers import StatelessInfiniteSampler, StatelessSampler
 from mmconvnextv2.datasets.stateless import SeededIndex, StatelessDataset
 from mmconvnextv2.datasets.transforms import LoadImage
 
@@ -12,6 +12,7 @@ __all__ = [
     "LoadImage",
     "SeededIndex",
     "StatelessDataset",
+    "StatelessInfiniteSampler",
     "StatelessSampler",
     "UnreadableImageError",
     "read_image",

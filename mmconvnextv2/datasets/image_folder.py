@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
@@ -59,9 +59,10 @@ class ImageFolder(BaseDataset):
       sub-folder that may not be listed counts as one bad file.
     - A file that turns out unreadable later, because its body is broken or it has vanished, is
       reported once by each loader process and replaced by the next one in the list that can be
-      read, so the replacement depends on the index alone. A process that has met more than
-      `allowed_bad(max_bad_share, number of files)`, those from the start included, stops the
-      training. In test mode nothing is replaced: the error is raised.
+      read, so the replacement depends on the index alone. Training stops when a process has met
+      more bad files than the share allows, of the whole folder or, by three standard deviations
+      and more than five, of what it has tried itself. In test mode nothing is replaced: the error
+      is raised.
 
     Only errors of reading are treated so: the pipeline has to load with `LoadImage`.
 
@@ -98,6 +99,8 @@ class ImageFolder(BaseDataset):
         self.max_bad_share = max_bad_share
         self._bad: dict[str, str] = {}
         self._num_files = 0
+        self._num_tried = 0
+        self._met: set[str] = set()
         super().__init__(
             data_root=os.fspath(data_root),
             pipeline=list(pipeline),
@@ -140,6 +143,7 @@ class ImageFolder(BaseDataset):
         for step in range(len(self)):
             # A negative position and one beyond the end are the list's to interpret or refuse.
             info = self.get_data_info(idx if step == 0 else (idx + step) % len(self))
+            self._num_tried += 1
             try:
                 return self.pipeline(info)
             except UnreadableImageError as error:
@@ -149,20 +153,29 @@ class ImageFolder(BaseDataset):
         raise BadImagesError(f"no readable image in {self.data_root}:\n{describe_bad(self._bad)}")
 
     def _note_bad(self, error: UnreadableImageError) -> None:
-        if error.path in self._bad:
-            return
-        self._bad[error.path] = error.reason
-        print_log(f"{error}; the next image replaces it", "current", logging.WARNING)
+        self._met.add(error.path)
+        if error.path not in self._bad:
+            self._bad[error.path] = error.reason
+            print_log(f"{error}; the next image replaces it", "current", logging.WARNING)
         self._refuse_if_too_many_bad(self._num_files, f"{self._num_files:,} in the folder")
+        # Each loader process meets its own part of the folder, so it also judges by that part.
+        tried = min(self._num_tried, self._num_files)
+        expected = self.max_bad_share * tried
+        allowed = max(5, math.floor(expected + 3 * math.sqrt(expected)))
+        if len(self._met) > allowed:
+            self._refuse(len(self._met), f"{tried:,} read by this process", allowed)
 
     def _refuse_if_too_many_bad(self, count: int, count_in_words: str) -> None:
         allowed = allowed_bad(self.max_bad_share, count)
         if len(self._bad) > allowed:
-            raise BadImagesError(
-                f"unreadable images: {len(self._bad):,} of {count_in_words}, in {self.data_root}; "
-                f"max_bad_share={self.max_bad_share} allows {allowed:,}. Repair or remove them, "
-                f"or raise max_bad_share:\n{describe_bad(self._bad)}"
-            )
+            self._refuse(len(self._bad), count_in_words, allowed)
+
+    def _refuse(self, num_bad: int, count_in_words: str, allowed: int) -> NoReturn:
+        raise BadImagesError(
+            f"unreadable images: {num_bad:,} of {count_in_words}, in {self.data_root}; "
+            f"max_bad_share={self.max_bad_share} allows {allowed:,}. Repair or remove them, "
+            f"or raise max_bad_share:\n{describe_bad(self._bad)}"
+        )
 
     def _report(self, folder: str, images: list[str], scan: FolderScan, num_checked: int) -> None:
         others = sum(scan.others.values())

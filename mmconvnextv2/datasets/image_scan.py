@@ -25,6 +25,10 @@ _CHECK_THREADS = 8
 _NAMED_AT_MOST = 20
 
 
+class TooFewImagesError(ValueError):
+    """A folder without an image, or with too few to train on."""
+
+
 @dataclass
 class FolderScan:
     """What a folder holds.
@@ -114,7 +118,7 @@ def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:
         pending.extend(reversed(sub_folders))
         _collect_files((entry for entry in entries if not _is_folder(entry)), scan)
     if not scan.images:
-        raise ValueError(
+        raise TooFewImagesError(
             f"no image in {os.fspath(folder)} or below: found {_describe_others(scan)}; "
             f"looked for {' '.join(sorted(IMAGE_SUFFIXES))}"
         )

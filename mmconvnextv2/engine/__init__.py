@@ -1,24 +1,30 @@
 """What the Runner needs around a model; importing this package registers it."""
 
-from .hooks import (
+from mmconvnextv2.engine.hooks import (
+    AnnotationCheckHook,
     CompileBlocksHook,
     PortableCheckpointHook,
     ProgressHook,
     ReconstructionHook,
     StatelessSeedHook,
+    StrictLoadingHook,
 )
-from .learning_rate import LearningRateTermsHook, scale_learning_rate
-from .optim_constructors import WeightDecayOptimWrapperConstructor
-from .optim_wrappers import AutocastOptimWrapper
+from mmconvnextv2.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmconvnextv2.engine.learning_rate import LearningRateTermsHook, scale_learning_rate
+from mmconvnextv2.engine.optim_constructors import WeightDecayOptimWrapperConstructor
+from mmconvnextv2.engine.optim_wrappers import AutocastOptimWrapper
 
 __all__ = [
+    "AnnotationCheckHook",
     "AutocastOptimWrapper",
     "CompileBlocksHook",
+    "LayerDecayOptimWrapperConstructor",
     "LearningRateTermsHook",
     "PortableCheckpointHook",
     "ProgressHook",
     "ReconstructionHook",
     "StatelessSeedHook",
+    "StrictLoadingHook",
     "WeightDecayOptimWrapperConstructor",
     "scale_learning_rate",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from mmconvnextv2.nn import GRN
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, _NormBase, GRN)
+NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase, GRN)
 """Modules whose parameters are never decayed."""
 
 
@@ -58,7 +59,8 @@ class WeightDecayOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer of a model, wrapped for distributed training or not."""
-        model = getattr(model, "module", model)
+        if is_model_wrapper(model):
+            model = cast(nn.Module, model.module)
         decayed: list[nn.Parameter] = []
         exempt: list[nn.Parameter] = []
         for module in model.modules():

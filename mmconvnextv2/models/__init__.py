@@ -1,7 +1,7 @@
 """The registered models: the plain modules plus what OpenMMLab adds."""
 
-from .convnextv2 import ConvNeXtV2
-from .data_preprocessor import FCMAEDataPreprocessor
-from .fcmae import FCMAE, FCMAEDecoder, FCMAEHead
+from mmconvnextv2.models.convnextv2 import ConvNeXtV2
+from mmconvnextv2.models.data_preprocessor import FCMAEDataPreprocessor
+from mmconvnextv2.models.fcmae import FCMAE, FCMAEDecoder, FCMAEHead
 
 __all__ = ["FCMAE", "ConvNeXtV2", "FCMAEDataPreprocessor", "FCMAEDecoder", "FCMAEHead"]

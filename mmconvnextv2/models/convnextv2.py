@@ -20,6 +20,8 @@ from mmconvnextv2.checkpoint.loading import (
 )
 from mmconvnextv2.nn.convnextv2 import Arch
 
+_INIT_CFG_KEYS = {"checkpoint", "prefix", "output_norms"}
+
 
 @MODELS.register_module()
 class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
@@ -39,8 +41,8 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
         mask_layout: where visible cells live in a masked call, "packed" or "masked".
         use_grn: V2's GRN; False for V1.
         layer_scale_init_value: start of V1's LayerScale, 1e-6 there; 0 for none, as in V2.
-        init_cfg: None, or ``dict(type='Pretrained', checkpoint=..., prefix=None)``, which is
-            loaded strictly. Random initialisation belongs to the constructor alone.
+        init_cfg: None, or ``dict(type='Pretrained', checkpoint=...)``, which is loaded strictly:
+            see `init_weights`. Random initialisation belongs to the constructor alone.
 
     Raises:
         ValueError: an argument is outside what is allowed.
@@ -82,9 +84,14 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
                 f"frozen_stages must lie between 0 (none) and {len(self.stages)}, "
                 f"got {frozen_stages}"
             )
-        if init_cfg is not None and init_cfg.get("type") != "Pretrained":
+        if init_cfg is not None and not (
+            isinstance(init_cfg, dict)
+            and init_cfg.get("type") == "Pretrained"
+            and {"checkpoint"} <= set(init_cfg) - {"type"} <= _INIT_CFG_KEYS
+        ):
             raise ValueError(
-                f"init_cfg must be None or dict(type='Pretrained', checkpoint=...), got {init_cfg}"
+                f"init_cfg must be None or dict(type='Pretrained', checkpoint=...) with the "
+                f"optional keys {sorted(_INIT_CFG_KEYS - {'checkpoint'})}, got {init_cfg}"
             )
         self.frozen_stages = frozen_stages
         self.init_cfg = copy.deepcopy(init_cfg)
@@ -93,15 +100,24 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
     def init_weights(self) -> None:
         """Load the checkpoint that `init_cfg` names, strictly; draw nothing.
 
+        `init_cfg` may say more than ``checkpoint``: ``prefix``, what the backbone's keys begin with
+        (recognised where it is left out), and ``output_norms``, whether to take the output norms
+        that the file has. By default a classifier takes them; in dense prediction they start fresh,
+        as in ConvNeXt V1's official code, since a classifier's norm has seen averages only.
+
         Raises:
             FileNotFoundError: there is no such file.
             StateDictMismatch: the file does not fit; the message lists every key concerned. Only
                 output norms may be missing or superfluous.
+            ValueError: the file is not a checkpoint of tensors.
         """
         if self.init_cfg is not None and not self.is_init:
             path = self.init_cfg["checkpoint"]
             tensors = backbone_state_dict(read_checkpoint(path), self.init_cfg.get("prefix"))
-            print_log(f"{path}: backbone {load_strictly(self, tensors, OUTPUT_NORM)}", "current")
+            if not self.init_cfg.get("output_norms", self.gap_before_final_norm):
+                tensors = {k: v for k, v in tensors.items() if not OUTPUT_NORM.match(k)}
+            summary = load_strictly(self, tensors, OUTPUT_NORM, what="backbone tensors")
+            print_log(f"{path}: {summary}", "current")
         self.is_init = True
 
     def train(self, mode: bool = True) -> ConvNeXtV2:

@@ -104,6 +104,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         self,
         batch_size: int,
         image_size: tuple[int, int],
+        mask_ratio: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw the masks of a batch on the CPU.
@@ -111,6 +112,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         Args:
             batch_size: number of images N.
             image_size: height and width in pixels, multiples of 32.
+            mask_ratio: another share of cells than the one of training.
             generator: CPU generator; torch's global one when None.
 
         Returns:
@@ -125,7 +127,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         return random_masking(
             batch_size,
             (height // CELL_SIZE, width // CELL_SIZE),
-            self.mask_ratio,
+            self.mask_ratio if mask_ratio is None else mask_ratio,
             cell_scale=self.cell_size // CELL_SIZE,
             generator=generator,
         )

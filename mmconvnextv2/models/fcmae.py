@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmconvnextv2 import nn
 from mmconvnextv2.nn import FCMAEDecoder, FCMAEHead, VisibleCells
+from mmconvnextv2.nn.fcmae import check_parts
 
 MODELS.register_module(module=FCMAEDecoder)
 MODELS.register_module(module=FCMAEHead)
@@ -49,12 +50,7 @@ class FCMAE(nn.FCMAE, BaseSelfSupervisor):
             data_preprocessor=data_preprocessor or dict(type="FCMAEDataPreprocessor"),
             init_cfg=init_cfg,
         )
-        given, needed = self.neck.projection.in_features, self.backbone.channels[-1]
-        if given != needed:
-            raise ValueError(
-                f"the decoder's in_channels must be {needed}, the channels of the encoder's last "
-                f"stage, got {given}"
-            )
+        check_parts(self.backbone, self.neck)
 
     def forward(
         self,

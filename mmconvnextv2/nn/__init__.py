@@ -1,15 +1,15 @@
 """ConvNeXt V2 and FCMAE as plain torch modules; this package imports torch alone."""
 
-from .block import Block
-from .cells import CELL_SIZE, VisibleCells
-from .convnextv2 import ARCHITECTURES, ConvNeXtV2
-from .decoder import FCMAEDecoder
-from .fcmae import FCMAE
-from .grn import GRN
-from .head import FCMAEHead
-from .layouts import MASK_LAYOUTS
-from .masking import random_masking
-from .patchify import patchify, unpatchify
+from mmconvnextv2.nn.block import Block
+from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
+from mmconvnextv2.nn.convnextv2 import ARCHITECTURES, ConvNeXtV2
+from mmconvnextv2.nn.decoder import FCMAEDecoder
+from mmconvnextv2.nn.fcmae import FCMAE
+from mmconvnextv2.nn.grn import GRN
+from mmconvnextv2.nn.head import FCMAEHead
+from mmconvnextv2.nn.layouts import MASK_LAYOUTS
+from mmconvnextv2.nn.masking import random_masking
+from mmconvnextv2.nn.patchify import patchify, unpatchify
 
 __all__ = [
     "ARCHITECTURES",

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .grn import GRN
-from .layouts import Layout
+from mmconvnextv2.nn.grn import GRN
+from mmconvnextv2.nn.layouts import Layout
 
 
 class Block(nn.Module):
@@ -39,7 +39,7 @@ class Block(nn.Module):
         self.grn = GRN(hidden_channels) if use_grn else None
         self.pointwise_conv2 = nn.Linear(hidden_channels, num_channels)
         self.gamma = (
-            nn.Parameter(torch.full((num_channels,), layer_scale_init_value))
+            nn.Parameter(torch.full((num_channels,), float(layer_scale_init_value)))
             if layer_scale_init_value > 0
             else None
         )

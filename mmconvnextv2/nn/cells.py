@@ -22,7 +22,7 @@ class VisibleCells:
     """What the masked layouts share, built once a batch from the mask.
 
     Cells are numbered 0 to M - 1, sorted by image, row and column. Building the plan reads the
-    counts back from the device, which is one synchronisation: build it outside compiled regions.
+    counts back from the device and waits for it: build it outside compiled regions.
 
     Attributes:
         mask_NHW: the mask, True where a cell is removed.
@@ -31,6 +31,7 @@ class VisibleCells:
         column_M: column of each visible cell in its image's grid.
         offsets: ``(N + 1,)``, the cells of image n are ``offsets[n]`` to ``offsets[n + 1] - 1``.
         counts: number of visible cells of each image, as Python integers.
+        equal_count: visible cells per image where all images have the same number, else None.
         positions: for each side s of `STAGE_SIDES` the rows of a flat ``(N * H * s * W * s, C)``
             feature map that visible positions occupy, in the order of a ``(M, s, s)`` tensor.
     """
@@ -41,6 +42,7 @@ class VisibleCells:
     column_M: Tensor
     offsets: Tensor
     counts: tuple[int, ...]
+    equal_count: int | None
     positions: dict[int, Tensor]
 
     @classmethod
@@ -73,22 +75,18 @@ class VisibleCells:
         positions = {
             side: _positions(mask_NHW.shape, image_M, row_M, column_M, side) for side in STAGE_SIDES
         }
-        return cls(mask_NHW, image_M, row_M, column_M, offsets, counts, positions)
+        equal_count = counts[0] if len(set(counts)) == 1 else None
+        return cls(mask_NHW, image_M, row_M, column_M, offsets, counts, equal_count, positions)
 
     @property
     def num_images(self) -> int:
         """Number of images N."""
-        return len(self.counts)
+        return self.mask_NHW.shape[0]
 
     @property
     def num_visible(self) -> int:
         """Number of visible cells M of the whole batch."""
         return self.image_M.numel()
-
-    @property
-    def equal_count(self) -> int | None:
-        """Visible cells per image where all images have the same number, None otherwise."""
-        return self.counts[0] if len(set(self.counts)) == 1 else None
 
     def grid(self, side: int) -> tuple[int, int, int]:
         """Shape ``(N, H, W)`` of the dense feature map whose cells hold side x side positions."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .block import Block
-from .cells import VisibleCells
-from .init import init_weights
-from .layouts import MASK_LAYOUTS, DenseLayout, Layout
+from mmconvnextv2.nn.block import Block
+from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
+from mmconvnextv2.nn.init import init_weights
+from mmconvnextv2.nn.layouts import MASK_LAYOUTS, DenseLayout, Layout
 
 ARCHITECTURES: dict[str, dict[str, tuple[int, ...]]] = {
     "atto": dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
@@ -75,6 +75,13 @@ class ConvNeXtV2(nn.Module):
         layer_scale_init_value: float = 0.0,
     ) -> None:
         super().__init__()
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        if layer_scale_init_value < 0:
+            raise ValueError(
+                f"layer_scale_init_value must be 0 (none) or positive, got {layer_scale_init_value}"
+            )
+        self.in_channels = in_channels
         self.depths, self.channels = resolve_arch(arch)
         self.out_indices = _resolve_out_indices(out_indices, len(self.depths))
         self.gap_before_final_norm = gap_before_final_norm
@@ -92,7 +99,7 @@ class ConvNeXtV2(nn.Module):
             first = sum(self.depths[:i])
             rates = [drop_path_rate * (first + j) / last_block for j in range(depth)]
             blocks = [Block(num_channels, r, use_grn, layer_scale_init_value) for r in rates]
-            self.stages.append(nn.Sequential(*blocks))
+            self.stages.append(Stage(blocks))
             if output_norms and i in self.out_indices:
                 self.add_module(f"norm{i}", nn.LayerNorm(num_channels, eps=1e-6))
         self.apply(init_weights)
@@ -132,25 +139,22 @@ class ConvNeXtV2(nn.Module):
         for i, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True)
         ):
-            features = downsample(features, layout)
-            for block in stage.children():
-                features = self._run(cast(Block, block), features, layout, len(x_NCHW))
+            features = stage(downsample(features, layout), layout, len(x_NCHW), self.with_cp)
             if i in self.out_indices:
                 outputs.append(self._output(features, layout, getattr(self, f"norm{i}", None)))
         return tuple(outputs)
 
     def _layout(self, x_NCHW: Tensor, mask: Tensor | VisibleCells | None) -> Layout:
         if mask is None:
+            if min(x_NCHW.shape[-2:]) < CELL_SIZE:
+                raise ValueError(
+                    f"images must be at least {CELL_SIZE} pixels high and wide, "
+                    f"got {tuple(x_NCHW.shape)}"
+                )
             return DenseLayout()
         cells = mask if isinstance(mask, VisibleCells) else VisibleCells.from_mask(mask)
         cells.check_fits(x_NCHW)
         return MASK_LAYOUTS[self.mask_layout](cells)
-
-    def _run(self, block: Block, features: Tensor, layout: Layout, batch_size: int) -> Tensor:
-        branch_factor_N1 = block.draw_drop_path(batch_size, features.device)
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, features, layout, branch_factor_N1, use_reentrant=False)
-        return block(features, layout, branch_factor_N1)
 
     def _output(self, features: Tensor, layout: Layout, norm: nn.Module | None) -> Tensor:
         if self.gap_before_final_norm:
@@ -187,6 +191,23 @@ class Downsample(nn.ModuleList):
         return layout.zero_removed(layout.downsample(norm(features), conv))
 
 
+class Stage(nn.ModuleList):
+    """The blocks of one resolution."""
+
+    def forward(
+        self, features: Tensor, layout: Layout, batch_size: int, with_cp: bool = False
+    ) -> Tensor:
+        """Apply the blocks to features in the layout's shape, which the result keeps."""
+        for module in self:
+            block = cast(Block, module)
+            factor_N1 = block.draw_drop_path(batch_size, features.device)
+            if with_cp and torch.is_grad_enabled():
+                features = checkpoint(block, features, layout, factor_N1, use_reentrant=False)
+            else:
+                features = block(features, layout, factor_N1)
+        return features
+
+
 def resolve_arch(arch: Arch) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Depths and channels of an architecture.
 
@@ -213,7 +234,9 @@ def resolve_arch(arch: Arch) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
     indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    if not indices or any(not -num_stages <= i < num_stages for i in indices):
+    if not indices or any(
+        not isinstance(i, int) or not -num_stages <= i < num_stages for i in indices
+    ):
         raise ValueError(
             f"out_indices must name stages from {-num_stages} to {num_stages - 1}, "
             f"got {out_indices}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .block import Block
-from .cells import CELL_SIZE
-from .init import INIT_STD, init_weights
-from .layouts import DenseLayout
+from mmconvnextv2.nn.block import Block
+from mmconvnextv2.nn.cells import CELL_SIZE
+from mmconvnextv2.nn.init import INIT_STD, init_weights
+from mmconvnextv2.nn.layouts import DenseLayout
 
 
 class FCMAEDecoder(nn.Module):
@@ -25,7 +25,6 @@ class FCMAEDecoder(nn.Module):
         image_channels: channels of the images to predict.
         num_channels: width of the decoder; 512 in the paper.
         depth: number of blocks; 1 in the paper.
-        patch_size: side of a predicted patch in pixels, the encoder's total stride.
     """
 
     def __init__(
@@ -34,13 +33,12 @@ class FCMAEDecoder(nn.Module):
         image_channels: int = 3,
         num_channels: int = 512,
         depth: int = 1,
-        patch_size: int = CELL_SIZE,
     ) -> None:
         super().__init__()
         self.projection = nn.Linear(in_channels, num_channels)
         self.mask_token = nn.Parameter(torch.empty(num_channels))
         self.blocks = nn.ModuleList([Block(num_channels) for _ in range(depth)])
-        self.prediction = nn.Linear(num_channels, patch_size**2 * image_channels)
+        self.prediction = nn.Linear(num_channels, CELL_SIZE**2 * image_channels)
         self.apply(init_weights)
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
 

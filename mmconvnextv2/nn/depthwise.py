@@ -2,7 +2,8 @@
 
 `depthwise_on_cells` scatters the cells into the dense map, convolves, and gathers the visible
 positions again. It keeps only its packed input for the backward pass and scatters a second time
-there, so nothing dense stays alive between the two.
+there, so nothing dense stays alive between the two. On a GPU it is the same three steps; a kernel
+that reads neighbours through the cell index would save the dense map altogether.
 
 Shape suffixes: N batch, M visible cells, S positions along the side of a cell, H and W positions
 of the dense map, C channels.

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .cells import CELL_SIZE, VisibleCells
-from .convnextv2 import Arch, ConvNeXtV2
-from .decoder import FCMAEDecoder
-from .head import FCMAEHead
-from .masking import random_masking
-from .patchify import patchify, unpatchify
+from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
+from mmconvnextv2.nn.convnextv2 import Arch, ConvNeXtV2
+from mmconvnextv2.nn.decoder import FCMAEDecoder
+from mmconvnextv2.nn.head import FCMAEHead
+from mmconvnextv2.nn.masking import random_masking
+from mmconvnextv2.nn.patchify import patchify, unpatchify
 
 
 class FCMAE(nn.Module):
@@ -25,10 +25,14 @@ class FCMAE(nn.Module):
         backbone: encoder, built with ``output_norms=False, gap_before_final_norm=False``.
         neck: decoder.
         head: target and loss.
+
+    Raises:
+        ValueError: the parts do not fit each other.
     """
 
     def __init__(self, backbone: ConvNeXtV2, neck: FCMAEDecoder, head: FCMAEHead) -> None:
         super().__init__()
+        check_parts(backbone, neck)
         self.backbone = backbone
         self.neck = neck
         self.head = head
@@ -63,11 +67,11 @@ class FCMAE(nn.Module):
 
     def patchify(self, x_NCHW: Tensor) -> Tensor:
         """Cut images into patches ``(N, H, W, P)``; see `mmconvnextv2.nn.patchify`."""
-        return patchify(x_NCHW, self.head.patch_size)
+        return patchify(x_NCHW, CELL_SIZE)
 
     def unpatchify(self, patches_NHWP: Tensor) -> Tensor:
         """Put patches together to images ``(N, C, H, W)``, the inverse of `patchify`."""
-        return unpatchify(patches_NHWP, self.head.patch_size)
+        return unpatchify(patches_NHWP, CELL_SIZE)
 
     def forward_encoder(self, x_NCHW: Tensor, mask: Tensor | VisibleCells) -> Tensor:
         """Encode the visible cells: ``(N, C, H / 32, W / 32)``, zeros where cells are removed."""
@@ -136,3 +140,34 @@ class FCMAE(nn.Module):
 
     def _predict_patches(self, x_NCHW: Tensor, cells: VisibleCells) -> Tensor:
         return self.forward_decoder(self.forward_encoder(x_NCHW, cells), cells.mask_NHW)
+
+
+def check_parts(backbone: ConvNeXtV2, neck: FCMAEDecoder) -> None:
+    """Check that an encoder and a decoder make an FCMAE.
+
+    Raises:
+        ValueError: the encoder does not end in the raw feature map of its last stage, or the
+            decoder expects other channels or predicts images of other channels.
+    """
+    last_stage = len(backbone.depths) - 1
+    if (
+        backbone.gap_before_final_norm
+        or backbone.out_indices[-1] != last_stage
+        or hasattr(backbone, f"norm{last_stage}")
+    ):
+        raise ValueError(
+            "FCMAE trains on the raw feature map of the encoder's last stage: build the backbone "
+            "with gap_before_final_norm=False, output_norms=False and out_indices=-1"
+        )
+    given, needed = neck.projection.in_features, backbone.channels[-1]
+    if given != needed:
+        raise ValueError(
+            f"the decoder's in_channels must be {needed}, the channels of the encoder's last "
+            f"stage, got {given}"
+        )
+    predicted = neck.prediction.out_features // CELL_SIZE**2
+    if predicted != backbone.in_channels:
+        raise ValueError(
+            f"the decoder's image_channels must be {backbone.in_channels}, the in_channels of the "
+            f"encoder, got {predicted}"
+        )

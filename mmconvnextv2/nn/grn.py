@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .layouts import DenseLayout, Layout
+from mmconvnextv2.nn.layouts import DenseLayout, Layout
 
 
 class GRN(nn.Module):

@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .cells import CELL_SIZE
-from .patchify import patchify, unpatchify
+from mmconvnextv2.nn.cells import CELL_SIZE
+from mmconvnextv2.nn.patchify import patchify, unpatchify
+
+VARIANCE_EPS = 1e-6
+"""Added to the variance of a patch before it is normalised."""
 
 
 class FCMAEHead(nn.Module):
@@ -20,15 +23,11 @@ class FCMAEHead(nn.Module):
     and is divided by its own standard deviation, so a prediction of zero costs about 1.
 
     Args:
-        patch_size: side of a patch in pixels, the encoder's total stride.
         norm_pix: normalise each target patch; False predicts the pixels as they are.
     """
 
-    eps = 1e-6
-
-    def __init__(self, patch_size: int = CELL_SIZE, norm_pix: bool = True) -> None:
+    def __init__(self, norm_pix: bool = True) -> None:
         super().__init__()
-        self.patch_size = patch_size
         self.norm_pix = norm_pix
 
     def forward(self, prediction_NHWP: Tensor, x_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
@@ -42,7 +41,7 @@ class FCMAEHead(nn.Module):
         Returns:
             Scalar: the mean over removed patches.
         """
-        target_NHWP = self._normalize(patchify(x_NCHW, self.patch_size))
+        target_NHWP = self._normalize(patchify(x_NCHW, CELL_SIZE))
         dtype = torch.promote_types(prediction_NHWP.dtype, torch.float32)
         error_NHW = (prediction_NHWP.to(dtype) - target_NHWP).square().mean(dim=-1)
         return (error_NHW * mask_NHW).sum() / mask_NHW.sum()
@@ -58,9 +57,9 @@ class FCMAEHead(nn.Module):
         """
         patches_NHWP = prediction_NHWP.to(x_NCHW.dtype)
         if self.norm_pix:
-            mean, std = self._statistics(patchify(x_NCHW, self.patch_size))
+            mean, std = self._statistics(patchify(x_NCHW, CELL_SIZE))
             patches_NHWP = patches_NHWP * std + mean
-        return unpatchify(patches_NHWP, self.patch_size)
+        return unpatchify(patches_NHWP, CELL_SIZE)
 
     def _normalize(self, patches_NHWP: Tensor) -> Tensor:
         if not self.norm_pix:
@@ -71,4 +70,4 @@ class FCMAEHead(nn.Module):
     def _statistics(self, patches_NHWP: Tensor) -> tuple[Tensor, Tensor]:
         # The unbiased variance is what MAE and the official code use.
         variance, mean = torch.var_mean(patches_NHWP, dim=-1, keepdim=True)
-        return mean, (variance + self.eps).sqrt()
+        return mean, (variance + VARIANCE_EPS).sqrt()

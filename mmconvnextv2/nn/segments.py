@@ -21,7 +21,11 @@ def sum_per_image(x_MC: Tensor, offsets: Tensor) -> Tensor:
         x_MC: one row a visible cell, sorted by image.
         offsets: ``(N + 1,)`` as in `VisibleCells`.
     """
-    return _SumPerImage.apply(x_MC, offsets)
+    # segment_reduce adds in the dtype of its input, which loses per cents in bfloat16. The
+    # conversion stands outside the function: inside, where it changes nothing, a compiled call
+    # mistakes the result for the input and returns a wrong gradient (torch 2.11).
+    wide_MC = x_MC.to(torch.promote_types(x_MC.dtype, torch.float32)).contiguous()
+    return _SumPerImage.apply(wide_MC, offsets).to(x_MC.dtype)
 
 
 def repeat_per_cell(x_NC: Tensor, offsets: Tensor, num_cells: int) -> Tensor:
@@ -36,7 +40,7 @@ def repeat_per_cell(x_NC: Tensor, offsets: Tensor, num_cells: int) -> Tensor:
 
 
 def _sum(x_MC: Tensor, offsets: Tensor) -> Tensor:
-    return torch.segment_reduce(x_MC.contiguous(), "sum", offsets=offsets, axis=0)
+    return torch.segment_reduce(x_MC, "sum", offsets=offsets, axis=0)
 
 
 def _repeat(x_NC: Tensor, offsets: Tensor, num_cells: int) -> Tensor:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmconvnextv2.nn import random_masking
 from mmconvnextv2.seeding import seeded_cpu
 from mmconvnextv2.visualization.reconstruction import reconstruction_grid
 
@@ -46,15 +45,13 @@ def draw_reconstructions(
     if not images:
         raise ValueError("there is no image to reconstruct: the list is empty")
     preprocessor: Any = model.data_preprocessor
-    ratio = preprocessor.mask_ratio if mask_ratio is None else mask_ratio
     with seeded_cpu(seed), evaluation_mode(model):
         batch = preprocessor({"inputs": list(images)}, False)
         x_NCHW = batch["inputs"]
-        mask_Nhw = random_masking(
+        mask_Nhw = preprocessor.draw_mask(
             len(images),
-            (x_NCHW.shape[-2] // 32, x_NCHW.shape[-1] // 32),
-            ratio,
-            cell_scale=preprocessor.cell_size // 32,
+            (x_NCHW.shape[-2], x_NCHW.shape[-1]),
+            mask_ratio,
             generator=torch.Generator().manual_seed(seed),
         ).to(x_NCHW.device)
         samples = model(x_NCHW, batch.get("data_samples"), mask=mask_Nhw, mode="predict")

@@ -82,7 +82,7 @@ def test_trains_and_returns_the_checkpoint(tmp_path: Path) -> None:
         image_size=64,
         num_workers=0,
         amp=True,
-        options={"default_hooks.checkpoint.interval": 1},
+        cfg_options={"default_hooks.checkpoint.interval": 1},
     )
     assert checkpoint == tmp_path / "out" / "epoch_1.pth"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]

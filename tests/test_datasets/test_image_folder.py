@@ -347,3 +347,26 @@ def test_nothing_in_the_folder_changes(tmp_path):
     values(ImageFolder(tmp_path, pipeline=LOAD))
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
     assert before == after
+
+
+@pytest.mark.parametrize("num_shards", [1, 4, 16])
+def test_a_process_judges_by_its_own_part(tmp_path, num_shards):
+    """With 10 % broken bodies and 1 % allowed, the first of many loader processes stops."""
+    write_images(tmp_path, 400)
+    for i in range(3, 400, 10):
+        truncate(tmp_path / f"{i:03d}.png")
+    shards = [ImageFolder(tmp_path, pipeline=LOAD, max_bad_share=0.01) for _ in range(num_shards)]
+    order = np.concatenate([np.random.default_rng(epoch).permutation(400) for epoch in range(4)])
+    with pytest.raises(BadImagesError, match="max_bad_share=0.01 allows"):
+        for position, index in enumerate(order):
+            shards[position % num_shards][int(index)]
+
+
+def test_a_share_within_the_limit_passes(tmp_path):
+    write_images(tmp_path, 100)
+    for i in (7, 70):
+        truncate(tmp_path / f"{i:03d}.png")
+    folder = ImageFolder(tmp_path, pipeline=LOAD, max_bad_share=0.02)
+    for epoch in range(3):
+        for index in np.random.default_rng(epoch).permutation(100):
+            folder[int(index)]

@@ -20,7 +20,7 @@ CONFIG = (
     Path(__file__).parents[2]
     / "configs"
     / "fcmae"
-    / "fcmae_convnextv2-atto_1xb32-coslr-16e_sample.py"
+    / "fcmae_convnextv2-atto_1xb32-coslr-12e_sample.py"
 )
 
 

@@ -10,11 +10,12 @@ from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader
 
-from mmconvnextv2.datasets import StatelessDataset, StatelessSampler
+from mmconvnextv2.datasets import StatelessDataset, StatelessInfiniteSampler, StatelessSampler
 from mmconvnextv2.engine.hooks import stateless_seed
+from mmconvnextv2.engine.hooks.portable_checkpoint import PortableCheckpointHook
 from mmconvnextv2.engine.hooks.stateless_seed import StatelessSeedHook
 
 pytestmark = pytest.mark.unit
@@ -107,7 +108,7 @@ def run(work_dir, max_epochs=2, resume=False, num_workers=0, hooks=(), seed=5, *
         train_cfg={"by_epoch": True, "max_epochs": max_epochs},
         optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
         default_hooks={"logger": None, "checkpoint": {"type": "CheckpointHook", "interval": 1}},
-        custom_hooks=[StatelessSeedHook(), *hooks],
+        custom_hooks=[StatelessSeedHook(), PortableCheckpointHook(), *hooks],
         randomness={"seed": seed},
         resume=resume,
         log_level="ERROR",
@@ -159,3 +160,17 @@ def test_refuses_a_resume_under_another_seed():
     loader = loader_with(StatelessSampler, StatelessDataset(Numbers()), seed=6)
     with pytest.raises(ValueError, match=r"resumes with seed 5.*built with seed 6.*seed=5"):
         StatelessSeedHook().before_train(SimpleNamespace(train_dataloader=loader, seed=5))
+
+
+def counting_by(loop_type, loader):
+    return SimpleNamespace(train_dataloader=loader, seed=5, train_loop=loop_type.__new__(loop_type))
+
+
+def test_the_endless_sampler_belongs_to_a_loop_that_counts_iterations():
+    loader = loader_with(StatelessInfiniteSampler, StatelessDataset(Numbers()), seed=5)
+    StatelessSeedHook().before_train(counting_by(IterBasedTrainLoop, loader))
+    with pytest.raises(ValueError, match="never ends an epoch.*StatelessSampler"):
+        StatelessSeedHook().before_train(counting_by(EpochBasedTrainLoop, loader))
+    other_seed = loader_with(StatelessInfiniteSampler, StatelessDataset(Numbers()), seed=6)
+    with pytest.raises(ValueError, match=r"resumes with seed 5.*built with seed 6"):
+        StatelessSeedHook().before_train(counting_by(IterBasedTrainLoop, other_seed))

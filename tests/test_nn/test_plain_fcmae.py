@@ -291,3 +291,21 @@ def test_parts_can_be_given(tiny_arch, random_mask):
     assert {key.split(".")[0] for key in model.state_dict()} == {"backbone", "neck"}
     loss = model(torch.randn(1, 3, 64, 64), mask=random_mask([2], (2, 2)), mode="loss")
     assert set(loss) == {"loss"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "decoder", "message"),
+    [
+        (dict(), dict(), "gap_before_final_norm=False"),
+        (dict(gap_before_final_norm=False), dict(), "output_norms=False"),
+        (dict(gap_before_final_norm=False, output_norms=False, out_indices=2), dict(), "out_ind"),
+        (None, dict(in_channels=16), "in_channels must be 32, .* got 16"),
+        (None, dict(image_channels=1), "image_channels must be 3, .* got 1"),
+    ],
+)
+def test_parts_that_do_not_fit(backbone, decoder, message, tiny_arch):
+    raw = dict(gap_before_final_norm=False, output_norms=False)
+    encoder = ConvNeXtV2(tiny_arch, **(raw if backbone is None else backbone))
+    neck = FCMAEDecoder(**{"in_channels": 32, "num_channels": 16, **decoder})
+    with pytest.raises(ValueError, match=message):
+        FCMAE(encoder, neck, FCMAEHead())

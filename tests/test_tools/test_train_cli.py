@@ -115,7 +115,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch):
             caught.update(cfg=cfg, notes=notes)
             raise Launched
 
-        monkeypatch.setattr(tool, "build_runner", catch)
+        monkeypatch.setattr(tool, "train" if name == "train" else "build_runner", catch)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         try:
             return tool.main()
@@ -217,7 +217,7 @@ def test_auto_scale_lr_counts_accumulated_batches(toy, run_main, switch):
 def test_the_class_of_the_runner_comes_from_the_config(toy, monkeypatch):
     from mmengine.registry import RUNNERS
 
-    from mmconvnextv2.engine.launch import build_runner
+    from mmconvnextv2.apis.launch import build_runner
 
     class ToyRunner:
         def __init__(self, cfg: Config) -> None:
@@ -232,7 +232,9 @@ def test_the_class_of_the_runner_comes_from_the_config(toy, monkeypatch):
     monkeypatch.setitem(RUNNERS.module_dict, "ToyRunner", ToyRunner)
     runner = build_runner(Config(dict(runner_type="ToyRunner")), ["a note"])
     assert isinstance(runner, ToyRunner)
-    assert runner.lines == ["a note"]
+    assert runner.lines[0] == "a note"
+    added = [hook["type"] for hook in runner.cfg.custom_hooks]
+    assert added == ["PortableCheckpointHook", "StrictLoadingHook"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +243,7 @@ def test_the_class_of_the_runner_comes_from_the_config(toy, monkeypatch):
         (["gone.pth"], "gone.pth"),
         (["toy.py", "--out", "results.txt"], ".pkl"),
         (["toy.py", "--show-dir", "pictures"], "visualization"),
+        (["toy.py", "--tta"], "tta_model"),
         (["toy.py", "--cfg-options", "test_dataloader=None"], "nothing to test"),
     ],
 )
@@ -273,6 +276,17 @@ def test_show_dir_switches_on_the_hook_of_the_task(toy, run_main, kind, expected
 def test_out_adds_the_evaluator_that_writes_predictions(toy, run_main):
     cfg, _ = run_main("test", toy, "toy.py", "--out", "results.pkl")
     assert [evaluator.type for evaluator in cfg.test_evaluator] == ["ToyMetric", "DumpResults"]
+
+
+def test_tta_wraps_the_model_and_takes_its_pipeline(toy, run_main):
+    toy.write_text(
+        toy.read_text()
+        + "\ntta_model = dict(type='ToyTTA')\ntta_pipeline = [dict(type='ToyAug')]\n"
+    )
+    plain, _ = run_main("test", toy, "toy.py")
+    cfg, _ = run_main("test", toy, "toy.py", "--tta")
+    assert cfg.model == dict(type="ToyTTA", module=plain.model)
+    assert cfg.test_dataloader.dataset.pipeline == [dict(type="ToyAug")]
 
 
 def free_port() -> int:
@@ -432,3 +446,30 @@ def test_slurm_train_without_a_work_dir_and_with_fewer_gpus_than_a_node(stub):
 def test_slurm_test_passes_the_checkpoint(stub):
     lines = run_script("slurm_test.sh", "p", "j", "c.py", "w.pth", "--out", "r.pkl", **stub).stdout
     assert lines.splitlines()[-6:] == ["c.py", "w.pth", "--launcher", "slurm", "--out", "r.pkl"]
+
+
+def test_a_knob_on_the_command_line_is_refused_with_the_key(tmp_path, run_main, capsys):
+    config = tmp_path / "knobs.py"
+    config.write_text("max_epochs = 8\nseed_text = 'a'\ntrain_cfg = dict(max_epochs=max_epochs)\n")
+    assert run_main("train", config, "--cfg-options", "max_epochs=2") == 2
+    assert "set train_cfg.max_epochs instead" in capsys.readouterr().err
+    assert run_main("train", config, "--cfg-options", "seed_text=b") == 2
+    assert "set the key that is built from it" in capsys.readouterr().err
+
+
+def test_a_missing_folder_of_images_is_one_line(tmp_path, capfd):
+    run = subprocess.run(
+        [
+            sys.executable,
+            str(TOOLS / "train.py"),
+            str(ROOT / "configs" / "fcmae" / "fcmae_convnextv2-atto_64xb64-coslr-800e_in1k.py"),
+            "--work-dir",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("train.py: no image folder at data/imagenet")
+    assert "Traceback" not in run.stderr

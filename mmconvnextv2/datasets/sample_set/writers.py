@@ -27,7 +27,7 @@ _ADE20K_FOLDERS = {"train": "training", "val": "validation"}
 _COCO_INFO = {
     "description": "Handwritten digits of scikit-learn on photographs of scikit-image and "
     "scikit-learn. Masks are of the visible part; polygons follow the borders of pixels.",
-    "contributor": "mmconvnextv2.datasets.build_sample_set",
+    "contributor": "mmconvnextv2.datasets.sample_set.build_sample_set",
     "version": "1",
 }
 

@@ -1,15 +1,19 @@
 """Hooks of the Runner, in mmengine's root registry."""
 
-from .compile_blocks import CompileBlocksHook
-from .portable_checkpoint import PortableCheckpointHook
-from .progress import ProgressHook
-from .reconstruction import ReconstructionHook
-from .stateless_seed import StatelessSeedHook
+from mmconvnextv2.engine.hooks.annotation_check import AnnotationCheckHook
+from mmconvnextv2.engine.hooks.compile_blocks import CompileBlocksHook
+from mmconvnextv2.engine.hooks.portable_checkpoint import PortableCheckpointHook
+from mmconvnextv2.engine.hooks.progress import ProgressHook
+from mmconvnextv2.engine.hooks.reconstruction import ReconstructionHook
+from mmconvnextv2.engine.hooks.stateless_seed import StatelessSeedHook
+from mmconvnextv2.engine.hooks.strict_loading import StrictLoadingHook
 
 __all__ = [
+    "AnnotationCheckHook",
     "CompileBlocksHook",
     "PortableCheckpointHook",
     "ProgressHook",
     "ReconstructionHook",
     "StatelessSeedHook",
+    "StrictLoadingHook",
 ]

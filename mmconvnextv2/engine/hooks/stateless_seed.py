@@ -7,10 +7,10 @@ from typing import Any
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from mmconvnextv2.datasets.samplers import StatelessSampler
+from mmconvnextv2.datasets.samplers import StatelessInfiniteSampler, StatelessSampler
 from mmconvnextv2.datasets.stateless import StatelessDataset
 from mmconvnextv2.seeding import Stream, derive_seed, seed_everything
 
@@ -34,23 +34,31 @@ class StatelessSeedHook(Hook):
             runner: The training process, after a resume has been loaded.
 
         Raises:
-            ValueError: A `StatelessDataset` without `StatelessSampler`, or a sampler whose seed
-                is not the run's.
+            ValueError: A `StatelessDataset` without one of this project's samplers, a sampler whose
+                seed is not the run's, or an endless sampler in a loop that counts epochs.
         """
         loader = runner.train_dataloader
         sampler = _index_sampler(loader)
-        if not isinstance(sampler, StatelessSampler):
+        if not isinstance(sampler, (StatelessSampler, StatelessInfiniteSampler)):
             if isinstance(loader.dataset, StatelessDataset):
                 raise ValueError(
                     f"StatelessDataset is sampled by {type(sampler).__name__}, whose indices carry "
                     "no epoch: every epoch would repeat the same augmentation. Set "
-                    "train_dataloader.sampler=dict(type='StatelessSampler', shuffle=True)"
+                    "train_dataloader.sampler=dict(type='StatelessSampler', shuffle=True), or "
+                    "'StatelessInfiniteSampler' where train_cfg counts iterations"
                 )
         elif sampler.seed != runner.seed:
             raise ValueError(
                 f"the run resumes with seed {runner.seed}, but its loader was built with seed "
                 f"{sampler.seed}: the data would differ from the interrupted run's. Set "
                 f"randomness=dict(seed={runner.seed})"
+            )
+        elif isinstance(sampler, StatelessInfiniteSampler) and isinstance(
+            runner.train_loop, EpochBasedTrainLoop
+        ):
+            raise ValueError(
+                "StatelessInfiniteSampler never ends an epoch, and train_cfg counts epochs: use "
+                "sampler=dict(type='StatelessSampler', shuffle=True) or IterBasedTrainLoop"
             )
 
     def before_train_iter(

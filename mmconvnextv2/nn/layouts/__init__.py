@@ -1,9 +1,9 @@
 """Layouts: where the visible cells live in memory, and what differs for it."""
 
-from .base import Layout
-from .dense import DenseLayout
-from .masked import MaskedLayout
-from .packed import PackedLayout
+from mmconvnextv2.nn.layouts.base import Layout
+from mmconvnextv2.nn.layouts.dense import DenseLayout
+from mmconvnextv2.nn.layouts.masked import MaskedLayout
+from mmconvnextv2.nn.layouts.packed import PackedLayout
 
 MASK_LAYOUTS: dict[str, type[MaskedLayout] | type[PackedLayout]] = {
     "packed": PackedLayout,

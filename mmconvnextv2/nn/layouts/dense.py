@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Layout
+from mmconvnextv2.nn.layouts.base import Layout
 
 
 class DenseLayout(Layout):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..cells import CELL_SIZE, STAGE_SIDES, VisibleCells
-from .dense import DenseLayout
+from mmconvnextv2.nn.cells import CELL_SIZE, STAGE_SIDES, VisibleCells
+from mmconvnextv2.nn.layouts.dense import DenseLayout
 
 
 class MaskedLayout(DenseLayout):

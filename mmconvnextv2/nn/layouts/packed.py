@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cells import CELL_SIZE, VisibleCells
-from ..depthwise import depthwise_on_cells
-from ..segments import repeat_per_cell, sum_per_image
-from .base import Layout
+from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
+from mmconvnextv2.nn.depthwise import depthwise_on_cells
+from mmconvnextv2.nn.layouts.base import Layout
+from mmconvnextv2.nn.segments import repeat_per_cell, sum_per_image
 
 
 class PackedLayout(Layout):

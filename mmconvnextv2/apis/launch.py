@@ -1,17 +1,48 @@
-"""What tools/train.py and tools/test.py share: arguments, config, work directory, processes."""
+"""What starts a run, from a command line or a call: arguments, config, processes, Runner."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
+from mmconvnextv2.checkpoint import StateDictMismatch, read_checkpoint
+from mmconvnextv2.datasets.image_folder import BadImagesError
+from mmconvnextv2.datasets.image_scan import TooFewImagesError
+from mmconvnextv2.engine.hooks import PortableCheckpointHook, StrictLoadingHook
+
+REQUIRED_HOOKS: tuple[type[Hook], ...] = (PortableCheckpointHook, StrictLoadingHook)
+"""What every run has, whatever its config says."""
+
+USER_ERRORS = (
+    FileNotFoundError,
+    NotADirectoryError,
+    BadImagesError,
+    TooFewImagesError,
+    StateDictMismatch,
+)
+"""What a command line reports in one line; anything else is a fault and keeps its traceback."""
+
+_SETTINGS = {
+    "default_scope",
+    "experiment_name",
+    "find_unused_parameters",
+    "launcher",
+    "load_from",
+    "log_level",
+    "resume",
+    "runner_type",
+    "work_dir",
+}
 _WORLD_SIZE_VARIABLE = {
     "pytorch": "WORLD_SIZE",
     "slurm": "SLURM_NTASKS",
@@ -49,6 +80,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: if the config is not a file.
+        ValueError: if an option names a knob, which is used up when the config has been read.
     """
     if not Path(args.config).is_file():
         raise FileNotFoundError(
@@ -56,6 +88,7 @@ def load_config(args: argparse.Namespace) -> Config:
         )
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
+        _refuse_knobs(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
@@ -64,6 +97,28 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     return cfg
+
+
+def _refuse_knobs(cfg: Config, options: dict[str, Any]) -> None:
+    for name in options:
+        known = cfg.get(name)
+        if name in _SETTINGS or "." in name or known is None or isinstance(known, dict | list):
+            continue
+        places = [key for key in _leaves(cfg.to_dict()) if key.endswith(f".{name}")]
+        hint = f"set {' or '.join(places)}" if places else "set the key that is built from it"
+        raise ValueError(
+            f"--cfg-options {name}: this is a knob of the config file, already used when options "
+            f"are applied; {hint} instead, or copy the config and change the knob there"
+        )
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all values in nested dictionaries."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix
 
 
 def world_size(launcher: str) -> int:
@@ -126,15 +181,64 @@ def join_processes(cfg: Config, launcher: str) -> list[str]:
     return [f"no GPU: {processes} processes on the CPU, backend gloo"]
 
 
-def build_runner(cfg: Config, notes: list[str]) -> Runner:
+def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Build the Runner that a config asks for, and log what was decided on the way to it.
+
+    Every run of this project, whatever its task, writes checkpoints that load safely anywhere and
+    loads whole models strictly: the hooks for it are added where a config lacks them. A checkpoint
+    to load or resume is first read in the safe way, which mmengine's own loading is not everywhere.
 
     Args:
         cfg: a complete config; ``runner_type`` names another class than mmengine's Runner.
         notes: lines for the run's log.
+
+    Raises:
+        FileNotFoundError: the checkpoint to load is not there.
+        ValueError: it is not a checkpoint of tensors and plain containers.
     """
+    notes = [*notes, *_add_hooks(cfg)]
+    path = cfg.get("load_from")
+    if path is None and cfg.get("resume"):
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None:
+        read_checkpoint(path)
     runner_class = RUNNERS.get(cfg.runner_type) if "runner_type" in cfg else Runner
     runner = runner_class.from_cfg(cfg)
     for note in notes:
         runner.logger.info(note)
     return runner
+
+
+def train(cfg: Config, notes: Sequence[str] = ()) -> Runner:
+    """Build the Runner and train.
+
+    Args:
+        cfg: a complete config.
+        notes: lines for the run's log.
+
+    Returns:
+        The Runner after training.
+
+    Raises:
+        FileNotFoundError: images or the checkpoint to load are not there.
+        TooFewImagesError: there is no image, or they do not fill one batch.
+        StateDictMismatch: the checkpoint to load is another model's.
+        BadImagesError: too many images cannot be read.
+    """
+    runner = build_runner(cfg, notes)
+    loader = runner.train_loop.dataloader
+    if len(loader) == 0:
+        raise TooFewImagesError(
+            f"{len(loader.dataset)} images do not fill one batch of {loader.batch_size} in each of "
+            f"{runner.world_size} processes: lower train_dataloader.batch_size (--batch-size)"
+        )
+    runner.train()
+    return runner
+
+
+def _add_hooks(cfg: Config) -> list[str]:
+    hooks = list(cfg.get("custom_hooks") or [])
+    present = {hook["type"] for hook in hooks if isinstance(hook, dict)}
+    missing = [hook for hook in REQUIRED_HOOKS if not {hook, hook.__name__} & present]
+    cfg.custom_hooks = [*hooks, *(dict(type=hook.__name__) for hook in missing)]
+    return [f"added {hook.__name__}, which the config lacks" for hook in missing]

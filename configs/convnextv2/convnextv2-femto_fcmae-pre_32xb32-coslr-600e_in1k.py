@@ -1,0 +1,7 @@
+_base_ = "../_base_/convnextv2_in1k.py"
+
+model = _base_.recipes.femto.model
+optim_wrapper = _base_.recipes.femto.optim_wrapper
+param_scheduler = _base_.recipes.femto.param_scheduler
+train_cfg = _base_.recipes.femto.train_cfg
+recipes = None

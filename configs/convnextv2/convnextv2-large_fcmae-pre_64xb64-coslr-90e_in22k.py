@@ -1,0 +1,5 @@
+_base_ = "../_base_/convnextv2_in22k.py"
+
+model = _base_.recipes.large.model
+optim_wrapper = _base_.recipes.large.optim_wrapper
+recipes = None

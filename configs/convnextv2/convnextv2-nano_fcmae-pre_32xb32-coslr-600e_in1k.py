@@ -1,0 +1,7 @@
+_base_ = "../_base_/convnextv2_in1k.py"
+
+model = _base_.recipes.nano.model
+optim_wrapper = _base_.recipes.nano.optim_wrapper
+param_scheduler = _base_.recipes.nano.param_scheduler
+train_cfg = _base_.recipes.nano.train_cfg
+recipes = None

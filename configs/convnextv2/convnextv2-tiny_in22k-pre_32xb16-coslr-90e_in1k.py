@@ -1,0 +1,7 @@
+_base_ = "../_base_/convnextv2_in22k_in1k.py"
+
+model = _base_.recipes.tiny.model
+optim_wrapper = _base_.recipes.tiny.optim_wrapper
+train_cfg = _base_.recipes.tiny.train_cfg
+default_hooks = _base_.recipes.tiny.default_hooks
+recipes = None

@@ -1,0 +1,1 @@
+"""Looks into trained networks and what they cost; import the module you need."""
