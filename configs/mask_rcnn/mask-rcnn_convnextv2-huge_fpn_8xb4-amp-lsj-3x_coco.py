@@ -1,0 +1,15 @@
+_base_ = "../_base_/mask_rcnn.py"
+
+# knobs: the weights to start from, here those of FCMAE alone; the paper compares them with
+#   FCMAE + fine-tuned: "work_dirs/convnextv2-huge_fcmae-pre_32xb32-coslr-50e_in1k/epoch_50.pth"
+pretrained = "work_dirs/fcmae_convnextv2-huge_64xb64-coslr-1600e_in1k/epoch_1600.pth"
+
+model = dict(
+    backbone=dict(
+        arch="huge",
+        drop_path_rate=_base_.sizes.huge.drop_path,
+        init_cfg=dict(checkpoint=pretrained),
+    ),
+    neck=dict(in_channels=_base_.sizes.huge.channels),
+)
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=_base_.sizes.huge.num_layers))
