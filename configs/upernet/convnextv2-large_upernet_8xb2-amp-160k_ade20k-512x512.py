@@ -1,0 +1,15 @@
+_base_ = "../_base_/upernet.py"
+
+# knobs: the weights to start from, fine-tuned on ImageNet-1K after FCMAE as in the paper. It also
+# compares FCMAE alone and supervised weights: put such a checkpoint here instead.
+pretrained = "work_dirs/convnextv2-large_fcmae-pre_32xb32-coslr-100e_in1k/epoch_100.pth"
+
+size = _base_.sizes.large
+model = dict(
+    backbone=dict(
+        arch="large", drop_path_rate=size.drop_path, init_cfg=dict(checkpoint=pretrained)
+    ),
+    decode_head=dict(in_channels=size.channels),
+    auxiliary_head=dict(in_channels=size.channels[2]),
+)
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=size.decay_rate, num_layers=size.num_layers))
