@@ -3,6 +3,7 @@
 from mmconvnextv2.engine.hooks import (
     AnnotationCheckHook,
     CompileBlocksHook,
+    LearningRateTermsHook,
     PortableCheckpointHook,
     ProgressHook,
     ReconstructionHook,
@@ -10,7 +11,7 @@ from mmconvnextv2.engine.hooks import (
     StrictLoadingHook,
 )
 from mmconvnextv2.engine.layer_decay import LayerDecayOptimWrapperConstructor
-from mmconvnextv2.engine.learning_rate import LearningRateTermsHook, scale_learning_rate
+from mmconvnextv2.engine.learning_rate import scale_learning_rate
 from mmconvnextv2.engine.optim_constructors import WeightDecayOptimWrapperConstructor
 from mmconvnextv2.engine.optim_wrappers import AutocastOptimWrapper
 

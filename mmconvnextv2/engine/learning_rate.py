@@ -1,4 +1,4 @@
-"""Learning rates and the batch they are meant for: linear scaling, and a hook that says both.
+"""Learning rates and the batch they are meant for.
 
 A config states ``optim_wrapper.optimizer.lr`` for ``auto_scale_lr.base_batch_size`` images a step.
 `scale_learning_rate` rewrites the rate for the batch that a run really has and notes the factor as
@@ -7,13 +7,9 @@ A config states ``optim_wrapper.optimizer.lr`` for ``auto_scale_lr.base_batch_si
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -95,40 +91,3 @@ def scale_learning_rate(cfg: Config, world_size: int) -> float:
     auto_scale["scaled_by"] = factor
     auto_scale["enable"] = False
     return factor
-
-
-@HOOKS.register_module()
-class LearningRateTermsHook(Hook):
-    """Prints, once at the start of training, the learning rate and the batch it is used with.
-
-    Warns when the rate was stated for another batch than the one that training will see.
-    """
-
-    def before_train(self, runner: Runner) -> None:
-        """Log the terms; the warning names the remedy.
-
-        Raises:
-            ValueError: if the config says no batch size.
-        """
-        terms = batch_terms(runner.cfg, runner.world_size)
-        auto_scale = runner.cfg.get("auto_scale_lr") or {}
-        base_batch_size = auto_scale.get("base_batch_size")
-        scaled_by = auto_scale.get("scaled_by", 1.0)
-
-        groups = runner.optim_wrapper.optimizer.param_groups
-        rates = sorted({group.get("initial_lr", group["lr"]) for group in groups})
-        spread = f"{rates[0]:.4g}" if len(rates) == 1 else f"{rates[0]:.4g} to {rates[-1]:.4g}"
-        runner.logger.info(
-            f"learning rate {spread} in {len(groups)} parameter groups, scaled by {scaled_by:g}; "
-            f"base batch {base_batch_size or 'not stated'}; effective batch {terms}"
-        )
-
-        if base_batch_size is None:
-            return
-        factor = terms.effective / base_batch_size
-        if not math.isclose(factor, scaled_by, rel_tol=1e-6):
-            runner.logger.warning(
-                f"the config's learning rate is meant for {base_batch_size} images a step and was "
-                f"scaled by {scaled_by:g}, but this run has {terms.effective}, which asks for "
-                f"{factor:g}: start with --auto-scale-lr, or state the rate and its batch anew"
-            )

@@ -10,12 +10,8 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
-from mmconvnextv2.engine.learning_rate import (
-    BatchTerms,
-    LearningRateTermsHook,
-    batch_terms,
-    scale_learning_rate,
-)
+from mmconvnextv2.engine import LearningRateTermsHook
+from mmconvnextv2.engine.learning_rate import BatchTerms, batch_terms, scale_learning_rate
 
 pytestmark = pytest.mark.unit
 

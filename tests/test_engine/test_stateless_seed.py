@@ -156,6 +156,12 @@ def test_refuses_a_stateless_dataset_without_epochs(sampler_type):
         StatelessSeedHook().before_train(SimpleNamespace(train_dataloader=loader, seed=5))
 
 
+def test_refuses_a_stateless_sampler_of_another_dataset():
+    loader = loader_with(StatelessSampler, Numbers(), seed=5)
+    with pytest.raises(ValueError, match=r"Numbers.*StatelessDataset"):
+        StatelessSeedHook().before_train(SimpleNamespace(train_dataloader=loader, seed=5))
+
+
 def test_refuses_a_resume_under_another_seed():
     loader = loader_with(StatelessSampler, StatelessDataset(Numbers()), seed=6)
     with pytest.raises(ValueError, match=r"resumes with seed 5.*built with seed 6.*seed=5"):

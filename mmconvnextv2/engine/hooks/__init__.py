@@ -2,6 +2,7 @@
 
 from mmconvnextv2.engine.hooks.annotation_check import AnnotationCheckHook
 from mmconvnextv2.engine.hooks.compile_blocks import CompileBlocksHook
+from mmconvnextv2.engine.hooks.learning_rate_terms import LearningRateTermsHook
 from mmconvnextv2.engine.hooks.portable_checkpoint import PortableCheckpointHook
 from mmconvnextv2.engine.hooks.progress import ProgressHook
 from mmconvnextv2.engine.hooks.reconstruction import ReconstructionHook
@@ -11,6 +12,7 @@ from mmconvnextv2.engine.hooks.strict_loading import StrictLoadingHook
 __all__ = [
     "AnnotationCheckHook",
     "CompileBlocksHook",
+    "LearningRateTermsHook",
     "PortableCheckpointHook",
     "ProgressHook",
     "ReconstructionHook",

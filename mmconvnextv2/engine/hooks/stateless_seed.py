@@ -34,8 +34,9 @@ class StatelessSeedHook(Hook):
             runner: The training process, after a resume has been loaded.
 
         Raises:
-            ValueError: A `StatelessDataset` without one of this project's samplers, a sampler whose
-                seed is not the run's, or an endless sampler in a loop that counts epochs.
+            ValueError: A `StatelessDataset` without one of this project's samplers or the reverse,
+                a sampler whose seed is not the run's, or an endless sampler in a loop that counts
+                epochs.
         """
         loader = runner.train_dataloader
         sampler = _index_sampler(loader)
@@ -47,6 +48,13 @@ class StatelessSeedHook(Hook):
                     "train_dataloader.sampler=dict(type='StatelessSampler', shuffle=True), or "
                     "'StatelessInfiniteSampler' where train_cfg counts iterations"
                 )
+        elif not isinstance(loader.dataset, StatelessDataset):
+            raise ValueError(
+                f"{type(sampler).__name__} hands its seed and epoch to a "
+                f"{type(loader.dataset).__name__}, which ignores them: augmentation would "
+                "depend on the number of workers. Wrap the dataset: "
+                "dataset=dict(type='StatelessDataset', dataset=...)"
+            )
         elif sampler.seed != runner.seed:
             raise ValueError(
                 f"the run resumes with seed {runner.seed}, but its loader was built with seed "
