@@ -290,9 +290,4 @@ auto_scale_lr = dict(base_batch_size=base_batch_size)
 default_hooks = dict(
     checkpoint=dict(interval=1), visualization=dict(type="DetVisualizationHook", draw=False)
 )
-visualizer = dict(
-    _delete_=True,
-    type="DetLocalVisualizer",
-    vis_backends=[dict(type="LocalVisBackend")],
-    name="visualizer",
-)
+visualizer = dict(type="DetLocalVisualizer")

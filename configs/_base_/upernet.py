@@ -195,9 +195,4 @@ default_hooks = dict(
     visualization=dict(type="SegVisualizationHook", draw=False),
 )
 log_processor = dict(by_epoch=False)
-visualizer = dict(
-    _delete_=True,
-    type="SegLocalVisualizer",
-    vis_backends=[dict(type="LocalVisBackend")],
-    name="visualizer",
-)
+visualizer = dict(type="SegLocalVisualizer")
