@@ -11,10 +11,10 @@ from typing import Any, cast
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
-from mmconvnextv2.engine.optim_constructors import is_decayed
+from mmconvnextv2.engine.optim_constructors import build_optim_wrapper, is_decayed
 from mmconvnextv2.nn import ConvNeXtV2
 
 SCHEMES = ("single", "group", "layer_wise", "stage_wise")
@@ -170,11 +170,7 @@ class LayerDecayOptimWrapperConstructor:
         groups = self.parameter_groups(model)
         title = f"layer decay {self.scheme!r}, {self.decay_rate:g} a layer"
         print_log(f"{title}\n{group_table(groups)}", "current")
-        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": groups})
-        return OPTIM_WRAPPERS.build(
-            {"type": "OptimWrapper", **self.optim_wrapper_cfg},
-            default_args=dict(optimizer=optimizer),
-        )
+        return build_optim_wrapper(self.optim_wrapper_cfg, self.optimizer_cfg, groups)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Sort the trainable parameters of a model into the optimizer's groups, stem first."""

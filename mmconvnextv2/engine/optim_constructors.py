@@ -31,6 +31,22 @@ def is_decayed(module: nn.Module, name: str) -> bool:
     return not (name in ("bias", "gamma", "mask_token") or isinstance(module, NORMS))
 
 
+def build_optim_wrapper(
+    optim_wrapper_cfg: dict[str, Any], optimizer_cfg: dict[str, Any], groups: list[dict[str, Any]]
+) -> OptimWrapper:
+    """Build an optimizer over parameter groups, and its wrapper.
+
+    Args:
+        optim_wrapper_cfg: config of the wrapper, without its ``optimizer``.
+        optimizer_cfg: config of the optimizer.
+        groups: its parameter groups.
+    """
+    optimizer = OPTIMIZERS.build({**optimizer_cfg, "params": groups})
+    return OPTIM_WRAPPERS.build(
+        {"type": "OptimWrapper", **optim_wrapper_cfg}, default_args=dict(optimizer=optimizer)
+    )
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class WeightDecayOptimWrapperConstructor:
     """Build an optimizer with two parameter groups: decayed and not decayed.
@@ -67,14 +83,10 @@ class WeightDecayOptimWrapperConstructor:
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     (decayed if is_decayed(module, name) else exempt).append(parameter)
-        groups = [dict(params=decayed), dict(params=exempt, weight_decay=0.0)]
+        groups: list[dict[str, Any]] = [dict(params=decayed), dict(params=exempt, weight_decay=0.0)]
         print_log(
             f"weight decay {self.optimizer_cfg.get('weight_decay', 'default')} on {len(decayed)} "
             f"parameters, none on {len(exempt)} (biases, norms, GRN, mask token)",
             "current",
         )
-        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": groups})
-        return OPTIM_WRAPPERS.build(
-            {"type": "OptimWrapper", **self.optim_wrapper_cfg},
-            default_args=dict(optimizer=optimizer),
-        )
+        return build_optim_wrapper(self.optim_wrapper_cfg, self.optimizer_cfg, groups)

@@ -61,7 +61,7 @@ class _DepthwiseOnCells(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(cells_MSSC, weight, positions)
         ctx.grid = grid
-        x_NCHW = _scatter(cells_MSSC, positions, grid)
+        x_NCHW = scatter_cells(cells_MSSC, positions, grid)
         y_NCHW = _convolve(x_NCHW, weight, bias)
         return _gather(y_NCHW, positions).view(cells_MSSC.shape)
 
@@ -69,22 +69,31 @@ class _DepthwiseOnCells(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_MSSC: Tensor) -> tuple[Tensor | None, ...]:
         cells_MSSC, weight, positions = ctx.saved_tensors
-        grad_NCHW = _scatter(grad_MSSC, positions, ctx.grid)
+        grad_NCHW = scatter_cells(grad_MSSC, positions, ctx.grid)
         grad_cells = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             # The transposed convolution of stride 1 is a convolution with the flipped kernel.
             dense_grad_NCHW = _convolve(grad_NCHW, weight.flip(2, 3))
             grad_cells = _gather(dense_grad_NCHW, positions).view(cells_MSSC.shape)
         if ctx.needs_input_grad[1]:
-            x_NCHW = _scatter(cells_MSSC, positions, ctx.grid)
+            x_NCHW = scatter_cells(cells_MSSC, positions, ctx.grid)
             grad_weight = _weight_gradient(x_NCHW, grad_NCHW, weight)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_MSSC.sum(dim=(0, 1, 2))
         return grad_cells, grad_weight, grad_bias, None, None
 
 
-def _scatter(cells_MSSC: Tensor, positions: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Dense map ``(N, C, H, W)``, channels last in memory, zeros where nothing is visible."""
+def scatter_cells(cells_MSSC: Tensor, positions: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Put visible cells into a dense map that holds zeros elsewhere; differentiable.
+
+    Args:
+        cells_MSSC: features of visible cells ``(M, S, S, C)``.
+        positions: ``(M * S * S,)``, the row of each position in the flat dense map.
+        grid: shape ``(N, H, W)`` of the dense map.
+
+    Returns:
+        ``(N, C, H, W)``, channels last in memory.
+    """
     batch, height, width = grid
     channels = cells_MSSC.shape[-1]
     rows = cells_MSSC.new_zeros(batch * height * width, channels)

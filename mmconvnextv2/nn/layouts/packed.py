@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
-from mmconvnextv2.nn.depthwise import depthwise_on_cells
+from mmconvnextv2.nn.depthwise import depthwise_on_cells, scatter_cells
 from mmconvnextv2.nn.layouts.base import Layout
 from mmconvnextv2.nn.segments import repeat_per_cell, sum_per_image
 
@@ -76,11 +76,8 @@ class PackedLayout(Layout):
 
     def to_dense(self, features: Tensor) -> Tensor:
         """See `Layout.to_dense`."""
-        side, channels = features.shape[1], features.shape[-1]
-        batch, height, width = self.cells.grid(side)
-        rows = features.new_zeros(batch * height * width, channels)
-        rows = rows.index_copy(0, self.cells.positions[side], features.flatten(0, 2))
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        side = features.shape[1]
+        return scatter_cells(features, self.cells.positions[side], self.cells.grid(side))
 
     def mean_per_image(self, features: Tensor) -> Tensor:
         """See `Layout.mean_per_image`."""
