@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmconvnextv2.nn.activation import gelu_grn_linear
+from mmconvnextv2.nn.eager import is_eager_on_cpu
 from mmconvnextv2.nn.grn import GRN
 from mmconvnextv2.nn.layouts import Layout
 
@@ -56,16 +58,28 @@ class Block(nn.Module):
             branch_factor_N1: factor of each image's residual branch, from `draw_drop_path`.
         """
         x = layout.depthwise(features, self.depthwise_conv)
-        x = self.norm(x)
-        x = F.gelu(self.pointwise_conv1(x))
-        if self.grn is not None:
-            x = self.grn(layout.zero_removed(x), layout)
-        x = layout.zero_removed(self.pointwise_conv2(x))
+        x = self.pointwise_conv1(self.norm(x))
+        x = self._activate_and_project(x, layout)
         if self.gamma is not None:
             x = x * self.gamma.to(x.dtype)
         if branch_factor_N1 is not None:
             x = layout.scale_per_image(x, branch_factor_N1.to(x.dtype))
         return features + x
+
+    def _activate_and_project(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """GELU, GRN and the second pointwise layer."""
+        linear = self.pointwise_conv2
+        images_NPK = layout.group_images(hidden)
+        if self.grn is not None and images_NPK is not None and is_eager_on_cpu(hidden):
+            grn = self.grn
+            x_NPC = gelu_grn_linear(
+                images_NPK, grn.gamma, grn.beta, grn.eps, linear.weight, linear.bias
+            )
+            return x_NPC.view(*hidden.shape[:-1], linear.out_features)
+        x = layout.zero_removed(F.gelu(hidden))
+        if self.grn is not None:
+            x = self.grn(x, layout)
+        return layout.zero_removed(linear(x))
 
     def draw_drop_path(self, batch_size: int, device: torch.device) -> Tensor | None:
         """Draw which images keep their residual branch (Huang et al., 2016).

@@ -1,6 +1,9 @@
-"""The depthwise convolution over visible cells, the one operation that looks across cells.
+"""The depthwise convolution, the one operation that looks across cells.
 
-`depthwise_on_cells` scatters the cells into the dense map, convolves, and gathers the visible
+On a CPU the library's own weight gradient takes nearly all of its time. It is a correlation of the
+input with the output's gradient, and a grouped convolution whose kernels are that gradient computes
+it several times faster: `depthwise_with_fast_gradient` for whole maps, and `depthwise_on_cells` for
+visible cells. The latter scatters the cells into the dense map, convolves, and gathers the visible
 positions again. It keeps only its packed input for the backward pass and scatters a second time
 there, so nothing dense stays alive between the two. On a GPU it is the same three steps; a kernel
 that reads neighbours through the cell index would save the dense map altogether.
@@ -18,6 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
+
+
+def depthwise_with_fast_gradient(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve whole maps with stride 1 and "same" padding.
+
+    Args:
+        x_NCHW: ``(N, C, H, W)``.
+        weight: ``(C, 1, K, K)`` with K odd.
+        bias: ``(C,)``, or None.
+
+    Returns:
+        ``(N, C, H, W)``.
+    """
+    x_NCHW, weight, bias = _autocast(x_NCHW, weight, bias)
+    return _Depthwise.apply(x_NCHW, weight, bias)
 
 
 def depthwise_on_cells(
@@ -41,12 +59,38 @@ def depthwise_on_cells(
     Returns:
         ``(M, S, S, C)``.
     """
-    device_type = cells_MSSC.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        cells_MSSC, weight = cells_MSSC.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    cells_MSSC, weight, bias = _autocast(cells_MSSC, weight, bias)
     return _DepthwiseOnCells.apply(cells_MSSC, weight, bias, positions, grid)
+
+
+def _autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    device_type = x.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device_type)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_NCHW, weight)
+        return _convolve(x_NCHW, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor | None, ...]:
+        x_NCHW, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _input_gradient(grad_NCHW, weight)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(x_NCHW, grad_NCHW, weight)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_NCHW.sum(dim=(0, 2, 3))
+        return grad_x, grad_weight, grad_bias
 
 
 class _DepthwiseOnCells(torch.autograd.Function):
@@ -72,8 +116,7 @@ class _DepthwiseOnCells(torch.autograd.Function):
         grad_NCHW = scatter_cells(grad_MSSC, positions, ctx.grid)
         grad_cells = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            # The transposed convolution of stride 1 is a convolution with the flipped kernel.
-            dense_grad_NCHW = _convolve(grad_NCHW, weight.flip(2, 3))
+            dense_grad_NCHW = _input_gradient(grad_NCHW, weight)
             grad_cells = _gather(dense_grad_NCHW, positions).view(cells_MSSC.shape)
         if ctx.needs_input_grad[1]:
             x_NCHW = scatter_cells(cells_MSSC, positions, ctx.grid)
@@ -110,13 +153,13 @@ def _convolve(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return F.conv2d(x_NCHW, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
-def _weight_gradient(x_NCHW: Tensor, grad_NCHW: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the kernel, ``(C, 1, K, K)``.
+def _input_gradient(grad_NCHW: Tensor, weight: Tensor) -> Tensor:
+    """Transposed convolution: at stride 1 a convolution with the flipped kernel."""
+    return _convolve(grad_NCHW, weight.flip(2, 3))
 
-    On a CPU the library's own weight gradient takes most of a depthwise convolution's time. It is
-    a correlation of the input with the output's gradient, and a grouped convolution whose kernels
-    are that gradient computes it several times faster.
-    """
+
+def _weight_gradient(x_NCHW: Tensor, grad_NCHW: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the kernel, ``(C, 1, K, K)``."""
     batch, channels, height, width = x_NCHW.shape
     padding = weight.shape[-1] // 2
     if x_NCHW.device.type != "cpu":

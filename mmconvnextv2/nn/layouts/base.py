@@ -55,6 +55,14 @@ class Layout(ABC):
         """
 
     @abstractmethod
+    def group_images(self, features: Tensor) -> Tensor | None:
+        """View the features as ``(N, P, C)``, the P visible positions of each image.
+
+        Returns:
+            The view; None where images differ in P, or zeros are stored between visible positions.
+        """
+
+    @abstractmethod
     def to_dense(self, features: Tensor) -> Tensor:
         """Feature map ``(N, C, H, W)``, zeros where cells are removed."""
 

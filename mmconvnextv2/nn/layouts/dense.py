@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmconvnextv2.nn.depthwise import depthwise_with_fast_gradient
+from mmconvnextv2.nn.eager import is_eager_on_cpu
 from mmconvnextv2.nn.layouts.base import Layout
 
 
@@ -27,7 +29,11 @@ class DenseLayout(Layout):
 
     def depthwise(self, features: Tensor, conv: nn.Conv2d) -> Tensor:
         """See `Layout.depthwise`."""
-        return _channels_last(conv(_channels_first(features)))
+        x_NCHW = _channels_first(features)
+        trains = torch.is_grad_enabled() and conv.weight.requires_grad
+        if trains and is_eager_on_cpu(x_NCHW):
+            return _channels_last(depthwise_with_fast_gradient(x_NCHW, conv.weight, conv.bias))
+        return _channels_last(conv(x_NCHW))
 
     def zero_removed(self, features: Tensor) -> Tensor:
         """See `Layout.zero_removed`; nothing is removed here."""
@@ -41,6 +47,10 @@ class DenseLayout(Layout):
     def scale_per_image(self, features: Tensor, factor_NC: Tensor) -> Tensor:
         """See `Layout.scale_per_image`."""
         return features * factor_NC[:, None, None]
+
+    def group_images(self, features: Tensor) -> Tensor | None:
+        """See `Layout.group_images`."""
+        return features.flatten(1, 2)
 
     def to_dense(self, features: Tensor) -> Tensor:
         """See `Layout.to_dense`."""

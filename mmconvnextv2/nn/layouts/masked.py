@@ -31,10 +31,18 @@ class MaskedLayout(DenseLayout):
         removed_NHW = _upsample(self.cells.mask_NHW, CELL_SIZE)
         return super().patch_embed(x_NCHW.masked_fill(removed_NHW[:, None], 0), conv)
 
+    def depthwise(self, features: Tensor, conv: nn.Conv2d) -> Tensor:
+        """See `Layout.depthwise`; the plain convolution, as this is the reference."""
+        return conv(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
     def zero_removed(self, features: Tensor) -> Tensor:
         """See `Layout.zero_removed`."""
         side = features.shape[1] // self.cells.mask_NHW.shape[1]
         return features.masked_fill(self.removed[side][..., None], 0)
+
+    def group_images(self, features: Tensor) -> Tensor | None:
+        """See `Layout.group_images`; removed positions lie between visible ones."""
+        return None
 
     def mean_per_image(self, features: Tensor) -> Tensor:
         """See `Layout.mean_per_image`."""

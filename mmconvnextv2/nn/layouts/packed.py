@@ -5,7 +5,8 @@ everything pointwise stay inside a cell, so they become matrix products over vis
 the depthwise convolution has to see a cell's neighbours.
 
 Shape suffixes: N batch, M visible cells of the batch, H and W the grid of cells, P and Q the
-patches of a cell, p and q the positions of a patch, C channels.
+patches of a cell, p and q the positions of a patch, C channels; in ``(N, P, C)``, P is the visible
+positions of an image.
 """
 
 from __future__ import annotations
@@ -62,17 +63,25 @@ class PackedLayout(Layout):
     def norm_per_image(self, features: Tensor) -> Tensor:
         """See `Layout.norm_per_image`."""
         dtype = torch.promote_types(features.dtype, torch.float32)
-        if self.cells.equal_count is not None:
-            return torch.linalg.vector_norm(self._group_images(features), dim=1, dtype=dtype)
+        images_NPC = self.group_images(features)
+        if images_NPC is not None:
+            return torch.linalg.vector_norm(images_NPC, dim=1, dtype=dtype)
         norm_MC = torch.linalg.vector_norm(features, dim=(1, 2), dtype=dtype)
         return _sqrt(sum_per_image(norm_MC.square(), self.cells.offsets))
 
     def scale_per_image(self, features: Tensor, factor_NC: Tensor) -> Tensor:
         """See `Layout.scale_per_image`."""
-        if self.cells.equal_count is not None:
-            return (self._group_images(features) * factor_NC[:, None]).view_as(features)
+        images_NPC = self.group_images(features)
+        if images_NPC is not None:
+            return (images_NPC * factor_NC[:, None]).view_as(features)
         factor_MC = repeat_per_cell(factor_NC, self.cells.offsets, self.cells.num_visible)
         return features * factor_MC[:, None, None]
+
+    def group_images(self, features: Tensor) -> Tensor | None:
+        """See `Layout.group_images`; None where the mask leaves images unequally many cells."""
+        if self.cells.equal_count is None:
+            return None
+        return features.view(self.cells.num_images, -1, features.shape[-1])
 
     def to_dense(self, features: Tensor) -> Tensor:
         """See `Layout.to_dense`."""
@@ -84,9 +93,6 @@ class PackedLayout(Layout):
         num_positions = self.cells.offsets.diff() * features.shape[1] ** 2
         sum_NC = sum_per_image(features.sum(dim=(1, 2)), self.cells.offsets)
         return sum_NC / num_positions[:, None].to(features.dtype)
-
-    def _group_images(self, features: Tensor) -> Tensor:
-        return features.view(self.cells.num_images, -1, features.shape[-1])
 
 
 def _sqrt(x: Tensor) -> Tensor:
