@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mmconvnextv2.nn.block import Block
 from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
 from mmconvnextv2.nn.init import init_weights
-from mmconvnextv2.nn.layouts import MASK_LAYOUTS, DenseLayout, Layout
+from mmconvnextv2.nn.layouts import MASK_LAYOUTS, DenseLayout, Layout, check_mask_layout
 
 ARCHITECTURES: dict[str, dict[str, tuple[int, ...]]] = {
     "atto": dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
@@ -59,6 +59,7 @@ class ConvNeXtV2(nn.Module):
 
     Raises:
         ValueError: an argument is outside what is allowed.
+        ImportError: `mask_layout` needs a library that cannot be imported.
     """
 
     def __init__(
@@ -111,8 +112,7 @@ class ConvNeXtV2(nn.Module):
 
     @mask_layout.setter
     def mask_layout(self, name: str) -> None:
-        if name not in MASK_LAYOUTS:
-            raise ValueError(f"mask_layout must be one of {sorted(MASK_LAYOUTS)}, got {name!r}")
+        check_mask_layout(name)
         self._mask_layout = name
 
     def forward(

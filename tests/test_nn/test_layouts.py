@@ -1,8 +1,9 @@
-"""Packed, masked and dense are one network: features, every gradient, no leak, no batch effect."""
+"""All layouts are one network: features, every gradient, no leak, no batch effect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 
 import pytest
 import reference
@@ -35,7 +36,30 @@ OUTPUTS = {
     "pooled": dict(gap_before_final_norm=True),
 }
 
+MASKED_LAYOUTS = [
+    "packed",
+    "masked",
+    pytest.param(
+        "minkowski",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("MinkowskiEngine") is None,
+            reason="needs MinkowskiEngine, which has to be compiled: requirements/minkowski.txt",
+        ),
+    ),
+]
+
 Results = tuple[tuple[Tensor, ...], dict[str, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def minkowski_on_one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """MinkowskiEngine's threads add in the order in which they come; one repeats bit by bit."""
+    callspec = getattr(request.node, "callspec", None)
+    threads = torch.get_num_threads()
+    if callspec is not None and callspec.params.get("layout") == "minkowski":
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def forward_backward(net: nn.Module, x_NCHW: Tensor, *mask: Tensor) -> Results:
@@ -112,7 +136,7 @@ def test_packed_on_a_gpu_equals_masked_on_the_cpu(
     assert_same(actual, (features, gradients), relative_error, 1e-10)
 
 
-@pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize("layout", MASKED_LAYOUTS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
 def test_all_visible_equals_dense(dtype, layout, tiny_arch, randomize_grn, relative_error):
     net = build(randomize_grn, tiny_arch, mask_layout=layout, **OUTPUTS["pyramid"]).to(dtype)
@@ -167,7 +191,7 @@ def test_dense_agrees_with_the_reference(size, tiny_arch, randomize_grn, relativ
         assert relative_error(actual, wanted) < 1e-12
 
 
-@pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize("layout", MASKED_LAYOUTS)
 def test_removed_positions_are_zero(layout, tiny_arch, randomize_grn, random_mask):
     net = build(randomize_grn, tiny_arch, mask_layout=layout, **OUTPUTS["pyramid"])
     mask_NHW = random_mask([1, 3], (2, 2))
@@ -181,7 +205,7 @@ def test_removed_positions_are_zero(layout, tiny_arch, randomize_grn, random_mas
 
 @pytest.mark.parametrize("noise", [100.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("outputs", OUTPUTS)
-@pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize("layout", MASKED_LAYOUTS)
 def test_removed_pixels_do_not_leak(layout, outputs, noise, tiny_arch, randomize_grn, random_mask):
     net = build(randomize_grn, tiny_arch, mask_layout=layout, **OUTPUTS[outputs])
     mask_NHW = random_mask([2, 5, 1], (2, 3))
@@ -196,7 +220,7 @@ def test_removed_pixels_do_not_leak(layout, outputs, noise, tiny_arch, randomize
     assert (gradients["input"] * pixels_N1HW == 0).all()
 
 
-@pytest.mark.parametrize("layout", ["packed", "masked", "dense"])
+@pytest.mark.parametrize("layout", [*MASKED_LAYOUTS, "dense"])
 def test_a_sample_does_not_see_the_others(layout, tiny_arch, randomize_grn, random_mask):
     net = build(randomize_grn, tiny_arch, **OUTPUTS["pyramid"])
     mask = () if layout == "dense" else (random_mask([3, 1, 2], (2, 2)),)
@@ -211,7 +235,7 @@ def test_a_sample_does_not_see_the_others(layout, tiny_arch, randomize_grn, rand
         assert not torch.equal(first[1], second[1])
 
 
-@pytest.mark.parametrize("layout", ["packed", "masked", "dense"])
+@pytest.mark.parametrize("layout", [*MASKED_LAYOUTS, "dense"])
 def test_a_sample_alone_equals_the_sample_in_a_batch(
     layout, tiny_arch, randomize_grn, random_mask, relative_error
 ):
@@ -228,7 +252,7 @@ def test_a_sample_alone_equals_the_sample_in_a_batch(
             assert relative_error(whole[n : n + 1], single) < 1e-12
 
 
-@pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize("layout", MASKED_LAYOUTS)
 def test_a_plan_equals_its_mask(layout, tiny_arch, randomize_grn, random_mask):
     net = build(randomize_grn, tiny_arch, mask_layout=layout, **OUTPUTS["pyramid"])
     x_NCHW = torch.randn(2, 3, 64, 96)
@@ -238,7 +262,7 @@ def test_a_plan_equals_its_mask(layout, tiny_arch, randomize_grn, random_mask):
         assert torch.equal(from_plan, from_mask)
 
 
-@pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize("layout", MASKED_LAYOUTS)
 def test_interleaved_models_do_not_disturb_each_other(
     layout, tiny_arch, randomize_grn, random_mask
 ):

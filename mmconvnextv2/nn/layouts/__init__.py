@@ -3,12 +3,36 @@
 from mmconvnextv2.nn.layouts.base import Layout
 from mmconvnextv2.nn.layouts.dense import DenseLayout
 from mmconvnextv2.nn.layouts.masked import MaskedLayout
+from mmconvnextv2.nn.layouts.minkowski import MinkowskiLayout, import_engine
 from mmconvnextv2.nn.layouts.packed import PackedLayout
 
 MASK_LAYOUTS: dict[str, type[MaskedLayout] | type[PackedLayout]] = {
     "packed": PackedLayout,
     "masked": MaskedLayout,
+    "minkowski": MinkowskiLayout,
 }
 """The layouts that a masked call can use, by the name that `ConvNeXtV2.mask_layout` takes."""
 
-__all__ = ["MASK_LAYOUTS", "DenseLayout", "Layout", "MaskedLayout", "PackedLayout"]
+
+def check_mask_layout(name: str) -> None:
+    """Check that a masked call can use a layout here.
+
+    Raises:
+        ValueError: no layout of `MASK_LAYOUTS` has this name.
+        ImportError: the layout needs a library that cannot be imported.
+    """
+    if name not in MASK_LAYOUTS:
+        raise ValueError(f"mask_layout must be one of {sorted(MASK_LAYOUTS)}, got {name!r}")
+    if MASK_LAYOUTS[name] is MinkowskiLayout:
+        import_engine()
+
+
+__all__ = [
+    "MASK_LAYOUTS",
+    "DenseLayout",
+    "Layout",
+    "MaskedLayout",
+    "MinkowskiLayout",
+    "PackedLayout",
+    "check_mask_layout",
+]
