@@ -8,7 +8,7 @@ _base_ = "../_base_/mask_rcnn.py"
 
 # knobs
 data_root = "data/sample_set/detection/"
-pretrained = "work_dirs/demo/classification/epoch_12.pth"
+pretrained = "work_dirs/demo/classification/epoch_20.pth"
 classes = tuple(f"digit_{digit}" for digit in range(10))
 num_classes = len(classes)
 image_size = (160, 160)  # pixels

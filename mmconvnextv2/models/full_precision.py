@@ -59,4 +59,6 @@ class FullPrecisionRoIExtractor(SingleRoIExtractor):
         Returns:
             float32 ``(R, C, output_size, output_size)``.
         """
-        return super().forward(tuple(x.float() for x in feats), rois.float(), roi_scale_factor)
+        # mmcv's RoIAlign reads channels-last memory as if it were (N, C, H, W).
+        feats = tuple(x.float().contiguous() for x in feats)
+        return super().forward(feats, rois.float(), roi_scale_factor)

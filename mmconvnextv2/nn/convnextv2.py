@@ -127,8 +127,8 @@ class ConvNeXtV2(nn.Module):
                 `VisibleCells.from_mask`; None for the dense network.
 
         Returns:
-            One ``(N, C_i, H / s_i, W / s_i)`` a stage with s_i = 4, 8, 16, 32, zero where cells
-            are removed; or ``(N, C_i)``, averaged over visible positions, with
+            One contiguous ``(N, C_i, H / s_i, W / s_i)`` a stage with s_i = 4, 8, 16, 32, zero
+            where cells are removed; or ``(N, C_i)``, averaged over visible positions, with
             `gap_before_final_norm`.
 
         Raises:
@@ -162,7 +162,9 @@ class ConvNeXtV2(nn.Module):
             return pooled_NC if norm is None else norm(pooled_NC)
         if norm is not None:
             features = layout.zero_removed(norm(features))
-        return layout.to_dense(features)
+        # Compiled operations downstream, mmcv's RoIAlign among them, read memory as (N, C, H, W)
+        # whatever the strides say.
+        return layout.to_dense(features).contiguous()
 
 
 class Stem(nn.ModuleList):

@@ -319,3 +319,12 @@ def test_a_sample_without_visible_cell_is_refused(layout, tiny_arch):
     mask_NHW[1] = True
     with pytest.raises(ValueError, match="(?i)visible"):
         net(torch.randn(2, 3, 64, 64), mask_NHW)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+def test_feature_maps_are_contiguous(masked, tiny_arch, random_mask):
+    """Compiled operations downstream, such as mmcv's RoIAlign, take no notice of strides."""
+    net = ConvNeXtV2(arch=tiny_arch, out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+    mask = (random_mask([2, 3], (2, 3)),) if masked else ()
+    features = net(torch.randn(2, 3, 64, 96), *mask)
+    assert all(feature.is_contiguous() for feature in features)
