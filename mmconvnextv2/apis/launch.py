@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmconvnextv2.checkpoint import StateDictMismatch, read_checkpoint
+from mmconvnextv2.datasets.annotation_checks import blame_annotations
 from mmconvnextv2.datasets.image_folder import BadImagesError
 from mmconvnextv2.datasets.image_scan import TooFewImagesError
 from mmconvnextv2.engine.hooks import PortableCheckpointHook, StrictLoadingHook
@@ -224,9 +225,12 @@ def train(cfg: Config, notes: Sequence[str] = ()) -> Runner:
         TooFewImagesError: there is no image, or they do not fill one batch.
         StateDictMismatch: the checkpoint to load is another model's.
         BadImagesError: too many images cannot be read.
+        ValueError: annotations do not fit the images, the classes or the model.
     """
     runner = build_runner(cfg, notes)
-    loader = runner.train_loop.dataloader
+    with blame_annotations(cfg.get("train_dataloader"), cfg.get("val_dataloader")):
+        loader = runner.train_loop.dataloader
+        _ = runner.val_loop  # reading it builds the loader and the metric
     if len(loader) == 0:
         raise TooFewImagesError(
             f"{len(loader.dataset)} images do not fill one batch of {loader.batch_size} in each of "

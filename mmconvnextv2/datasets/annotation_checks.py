@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from mmengine.registry import DATASETS
 
 from mmconvnextv2.datasets.annotation_checks_coco import check_coco_annotations
 from mmconvnextv2.datasets.annotation_checks_seg import check_semantic_maps
@@ -37,9 +40,51 @@ def check_annotations(dataset: Any, num_classes: int | None = None) -> None:
             the file.
     """
     for inner in _unwrapped(dataset):
-        check = CHECKS.get(_reader(inner))
+        check = CHECKS.get(_reader(type(inner)))
         if check is not None:
             check(inner, num_classes)
+
+
+@contextmanager
+def blame_annotations(*loaders: Mapping[str, Any] | None) -> Iterator[None]:
+    """Let annotations explain why loaders and their metrics cannot be built.
+
+    A file that is no JSON, or one of other classes, stops mmdet before any hook runs, with an error
+    that names neither file nor classes. After such an error the datasets are checked; where nothing
+    is found, the error passes.
+
+    Args:
+        loaders: Configs of the loaders that are being built, under their default scope.
+
+    Raises:
+        FileNotFoundError: As `check_annotations`.
+        ValueError: As `check_annotations`.
+    """
+    try:
+        yield
+    except ValueError:
+        for loader in loaders:
+            for dataset in _innermost((loader or {}).get("dataset")):
+                _check_unread(dataset)
+        raise
+
+
+def _innermost(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """The datasets' configs below all wrappers; what is built already has been read."""
+    if isinstance(dataset, Mapping):
+        inner = dataset.get("datasets") or [dataset.get("dataset")]
+        if inner == [None]:
+            yield dataset
+        for child in inner:
+            yield from _innermost(child)
+
+
+def _check_unread(cfg: Mapping[str, Any]) -> None:
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = cfg["type"]
+        cls = registry.get(kind) if isinstance(kind, str) else kind
+        if isinstance(cls, type) and _reader(cls) in CHECKS:
+            check_annotations(registry.build(dict(cfg, lazy_init=True)))
 
 
 def _unwrapped(dataset: Any) -> Iterator[Any]:
@@ -52,6 +97,6 @@ def _unwrapped(dataset: Any) -> Iterator[Any]:
         yield dataset
 
 
-def _reader(dataset: Any) -> str:
-    classes = (cls for cls in type(dataset).__mro__ if "load_data_list" in vars(cls))
-    return next((cls.__name__ for cls in classes), "")
+def _reader(cls: type) -> str:
+    classes = (parent for parent in cls.__mro__ if "load_data_list" in vars(parent))
+    return next((parent.__name__ for parent in classes), "")

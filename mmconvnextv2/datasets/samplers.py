@@ -10,6 +10,7 @@ from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
+from mmconvnextv2.datasets.annotation_checks import check_annotations
 from mmconvnextv2.datasets.stateless import SeededIndex
 from mmconvnextv2.seeding import Stream, derive_seed
 
@@ -30,7 +31,8 @@ class StatelessSampler(DefaultSampler):
             equally many.
 
     Raises:
-        ValueError: `seed` is None or `dataset` is empty.
+        ValueError: `seed` is None or `dataset` is empty; where its annotations are to blame, the
+            message names their file.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class StatelessInfiniteSampler(Sampler[SeededIndex]):
         shuffle: Whether to shuffle. The indices carry seed and epoch either way.
 
     Raises:
-        ValueError: `seed` is None or `dataset` is empty.
+        ValueError: `seed` is None or `dataset` is empty; where its annotations are to blame, the
+            message names their file.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None, shuffle: bool = True) -> None:
@@ -114,6 +117,8 @@ def _check(name: str, dataset: Sized, seed: int | None) -> int:
             "ranks without it"
         )
     if len(dataset) == 0:
+        # Classes that are not those of the annotations leave no sample: the check names the file.
+        check_annotations(dataset)
         raise ValueError(f"{name} needs at least one sample, got an empty dataset")
     return seed
 

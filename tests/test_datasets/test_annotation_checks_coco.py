@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import ConcatDataset, RepeatDataset
-from mmengine.registry import HOOKS, DefaultScope
+from mmengine.registry import DATASETS, HOOKS, DefaultScope
 from PIL import Image
 from pycocotools import mask as rle
 from torch import nn
 
 import mmconvnextv2.datasets.annotation_checks_coco as checks
+from mmconvnextv2.datasets import StatelessDataset, StatelessInfiniteSampler, StatelessSampler
+from mmconvnextv2.datasets.annotation_checks import blame_annotations
 from mmconvnextv2.datasets.annotation_checks_coco import AnnotationError, check_coco_annotations
-from mmconvnextv2.datasets.stateless import StatelessDataset
 from mmconvnextv2.engine.hooks.annotation_check import AnnotationCheckHook
 
 pytest.importorskip("mmdet", reason="mmdet is not installed")
@@ -330,3 +331,75 @@ def test_hook_leaves_other_formats_alone(make: Callable[..., CocoDataset]) -> No
 
 def test_hook_stands_in_the_root_registry() -> None:
     assert HOOKS.get("AnnotationCheckHook") is AnnotationCheckHook
+
+
+@pytest.mark.parametrize("sampler", [StatelessSampler, StatelessInfiniteSampler])
+def test_samplers_say_why_a_dataset_is_empty(
+    make: Callable[..., CocoDataset], sampler: type
+) -> None:
+    loaded = dict(lazy_init=False, serialize_data=False)
+    content = content_of()
+    content["categories"] = [dict(id=5, name="digit_0")]
+    dataset = make(content, metainfo=None, filter_cfg=dict(filter_empty_gt=True), **loaded)
+    with pytest.raises(AnnotationError, match=r"annotations\.json has no category person"):
+        sampler(StatelessDataset(dataset), seed=0)
+    # Nothing is wrong with these annotations: every image is smaller than the dataset wants.
+    dataset = make(content_of(), filter_cfg=dict(min_size=1000), **loaded)
+    with pytest.raises(ValueError, match=f"{sampler.__name__}.*empty dataset"):
+        sampler(StatelessDataset(dataset), seed=0)
+
+
+def loader_of(root: Path, **settings: Any) -> dict[str, Any]:
+    """A loader's config that reads the file that `make` wrote, below wrappers."""
+    inner = dict(
+        type="CocoDataset",
+        data_root=str(root),
+        ann_file="annotations.json",
+        data_prefix=dict(img="images/"),
+        metainfo=dict(classes=CLASSES),
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=[],
+    )
+    repeated = dict(type="RepeatDataset", times=2, dataset=dict(inner, **settings))
+    concatenated = dict(type="ConcatDataset", datasets=[repeated])
+    return dict(dataset=dict(type="StatelessDataset", dataset=concatenated))
+
+
+def build(loader: dict[str, Any]) -> Any:
+    """Build the last of three: one without annotations, none at all, the one that may be broken."""
+    other = dict(dataset=dict(type="ImageFolder", data_root="unread"))
+    with DefaultScope.overwrite_default_scope("mmdet"), blame_annotations(other, None, loader):
+        return DATASETS.build(loader["dataset"])
+
+
+def test_what_cannot_be_built_is_blamed_on_its_file(
+    make: Callable[..., CocoDataset], tmp_path: Path
+) -> None:
+    """Mmdet reads annotations before any hook runs, and names neither file nor classes."""
+    content = content_of()
+    content["categories"] = [dict(id=5, name="digit_0")]
+    make(content)
+    own = dict(classes=("digit_0",))
+    assert len(build(loader_of(tmp_path, metainfo=own))) == 6
+
+    forgotten = loader_of(tmp_path, metainfo=dict())
+    with DefaultScope.overwrite_default_scope("mmdet"), pytest.raises(ValueError) as bare:
+        DATASETS.build(forgotten["dataset"])
+    assert "json" not in str(bare.value)
+    with pytest.raises(AnnotationError, match=r"annotations\.json has no category person"):
+        build(forgotten)
+
+    make(json.dumps(content)[:-20])
+    with pytest.raises(AnnotationError, match=r"annotations\.json cannot be read as JSON"):
+        build(loader_of(tmp_path, metainfo=own))
+
+
+def test_what_annotations_are_not_to_blame_for(
+    make: Callable[..., CocoDataset], tmp_path: Path
+) -> None:
+    make(content_of())
+    with pytest.raises(ValueError, match="need at least one array"):
+        build(loader_of(tmp_path, filter_cfg=dict(min_size=1000)))
+    unknown = dict(dataset=dict(type="NoSuchDataset"))
+    with pytest.raises(ValueError, match="elsewhere"), blame_annotations(unknown, {}):
+        raise ValueError("elsewhere")
