@@ -38,7 +38,7 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
         frozen_stages: number of stages, 0 to 4, kept fixed and in evaluation mode, each with the
             stem or downsampling before it.
         with_cp: activation checkpointing: recompute each block in the backward pass.
-        mask_layout: where visible cells live in a masked call, "packed" or "masked".
+        mask_layout: where visible cells live in a masked call: "packed", "masked" or "minkowski".
         use_grn: V2's GRN; False for V1.
         layer_scale_init_value: start of V1's LayerScale, 1e-6 there; 0 for none, as in V2.
         init_cfg: None, or ``dict(type='Pretrained', checkpoint=...)``, which is loaded strictly:
