@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import distributed, nn
 
 
 @HOOKS.register_module()
 class RankReportHook(Hook):
-    """Write `rank<n>.json` into the work directory after training.
+    """Write `rank<n>.json` into the work directory when the process ends.
 
-    ``before`` and ``after`` are digests of every parameter, ``seen`` the pictures of each step.
+    ``left_group`` says whether it had left its process group by then, ``before`` and ``after`` are
+    digests of every parameter, ``seen`` the pictures of each step.
     Buffers are left out: statistics of a BatchNorm are each rank's own, and rank 0 saves.
     """
 
@@ -41,9 +43,13 @@ class RankReportHook(Hook):
         self.report["metrics"] = {name: float(value) for name, value in metrics.items()}
 
     def after_train(self, runner: Runner) -> None:
-        """Write the report."""
+        """Note what training has come to, and write the report at the very end."""
         self.report.update(iterations=runner.iter, after=digests(runner.model))
-        path = Path(runner.work_dir) / f"rank{runner.rank}.json"
+        atexit.register(self.write, Path(runner.work_dir) / f"rank{runner.rank}.json")
+
+    def write(self, path: Path) -> None:
+        """Write the report."""
+        self.report["left_group"] = not distributed.is_initialized()
         path.write_text(json.dumps(self.report))
 
 

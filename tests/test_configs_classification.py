@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmpretrain.apis import FeatureExtractor, ImageClassificationInferencer
 from mmpretrain.models import CutMix, LabelSmoothLoss, Mixup
 from mmpretrain.registry import MODELS
-from PIL import Image
+from narrowing import ARCH, CHANNELS, narrow_classifier, write_classes
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 
@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted((ROOT / "convnextv2").glob("*.py"))
 V1_PRETRAINING = sorted((ROOT / "fcmae").glob("*convnext-v1*.py"))
 SIZES = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
-NARROW = dict(depths=(1, 1, 1, 1), channels=(8, 8, 8, 8))
 V1 = dict(use_grn=False, layer_scale_init_value=1e-6)
 
 # Published sizes with 1000 classes, and channels of the last stage.
@@ -104,28 +103,18 @@ def _quick_runners(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten classes, one picture each, laid out as ImageNet and as the sample set."""
-    folder = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    (folder / "meta").mkdir()
-    for split in ("train", "val"):
-        lines = []
-        for label in range(10):
-            (folder / split / f"digit_{label}").mkdir(parents=True)
-            name = f"digit_{label}/0.png"
-            pixels = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / split / name)
-            lines.append(f"{name} {label}\n")
-        (folder / "meta" / f"{split}.txt").write_text("".join(lines))
-    return folder
+    return write_classes(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints as FCMAE pre-training writes them, of a narrow V1 and V2."""
     folder = tmp_path_factory.mktemp("pretrained")
-    settings = dict(type="FCMAE", neck=dict(type="FCMAEDecoder", in_channels=8, num_channels=16))
+    settings = dict(
+        type="FCMAE", neck=dict(type="FCMAEDecoder", in_channels=CHANNELS[-1], num_channels=16)
+    )
     settings["head"] = dict(type="FCMAEHead")
-    backbone = dict(type="ConvNeXtV2", arch=NARROW, gap_before_final_norm=False, output_norms=False)
+    backbone = dict(type="ConvNeXtV2", arch=ARCH, gap_before_final_norm=False, output_norms=False)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         for name, more in dict(v1=V1, v2={}).items():
             model = MODELS.build({**settings, "backbone": {**backbone, **more}})
@@ -138,16 +127,11 @@ def narrowed(path: Path, images: Path, pretrained: dict[str, Path], work_dir: Pa
     config = Config.fromfile(path)
     config.work_dir = str(work_dir)
     config.experiment_name = f"{path.stem}_{work_dir.name}"
-    config.model.backbone.arch = NARROW
-    config.model.head.in_channels = 8
-    if "init_cfg" in config.model.backbone:
+    start = config.model.backbone.get("init_cfg")
+    narrow_classifier(config, images)
+    if start is not None:
         version = "v1" if "convnext-v1" in path.stem else "v2"
-        config.model.backbone.init_cfg.checkpoint = str(pretrained[version])
-    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        if config[key] is not None:
-            config[key].update(batch_size=4, num_workers=0, persistent_workers=False)
-            dataset = config[key].dataset.get("dataset", config[key].dataset)
-            dataset.update(data_root=str(images), serialize_data=False)
+        config.model.backbone.init_cfg = dict(start, checkpoint=str(pretrained[version]))
     config.visualizer.vis_backends = []
     return config
 
@@ -386,9 +370,9 @@ def test_mixing_and_smoothing_as_timm() -> None:
     """Mixup's soft targets and the smoothed loss, against timm's own."""
     config = fine_tuning("base")
     with DefaultScope.overwrite_default_scope("mmpretrain"), torch.device("cpu"):
-        config.model.backbone.arch = NARROW
+        config.model.backbone.arch = ARCH
         config.model.backbone.pop("init_cfg")
-        config.model.head.update(in_channels=8, num_classes=7)
+        config.model.head.update(in_channels=CHANNELS[-1], num_classes=7)
         model = MODELS.build(config.model)
     mixup, cutmix = model.data_preprocessor.batch_augments.augments
     assert isinstance(mixup, Mixup) and mixup.alpha == 0.8
@@ -516,13 +500,13 @@ def test_a_run_saves_averaged_weights_and_both_inferencers_take_them(
     extractor = FeatureExtractor(
         model=str(config), pretrained=str(tmp_path / "epoch_2.pth"), device="cpu"
     )
-    assert extractor(picture)[0][0].shape == (8,)
+    assert extractor(picture)[0][0].shape == (CHANNELS[-1],)
 
 
 def test_recipes_take_only_their_own_architecture(pretrained: dict[str, Path]) -> None:
     """V1's weights under a V2 recipe fail with the lists of keys."""
     config = fine_tuning("base")
-    config.model.backbone.update(arch=NARROW)
+    config.model.backbone.update(arch=ARCH)
     config.model.backbone.init_cfg.checkpoint = str(pretrained["v1"])
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         backbone = MODELS.build(config.model.backbone)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
-from PIL import Image
+from narrowing import ARCH, CHANNELS, SIDE, narrow_detector, write_coco
 from pycocotools import mask as rle
 from torch import Tensor
 
@@ -54,9 +54,6 @@ ENCODERS = {
     "large": (196_416_768, (192, 384, 768, 1536), 0.4),
     "huge": (657_467_008, (352, 704, 1408, 2816), 0.5),
 }
-TINY_CHANNELS = (8, 8, 8, 16)
-TINY_ARCH = dict(depths=(1, 1, 1, 1), channels=TINY_CHANNELS)
-SIDE = 64
 
 
 def load(name: str) -> Config:
@@ -65,35 +62,6 @@ def load(name: str) -> Config:
 
 def size_of(name: str) -> str:
     return name.split("-")[2].split("_")[0]
-
-
-def write_coco(folder: Path, categories: list[str]) -> Path:
-    """Two images of 64 px with two rectangles each, polygons, in the layout of the configs."""
-    random = np.random.default_rng(0)
-    content: dict[str, list] = dict(images=[], annotations=[], categories=[])
-    content["categories"] = [dict(id=i + 1, name=name) for i, name in enumerate(categories)]
-    (folder / "images").mkdir(parents=True)
-    for i in range(2):
-        pixels = random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
-        image = dict(id=i + 1, file_name=f"{i}.png", width=SIDE, height=SIDE)
-        content["images"].append(image)
-        for j, (x, y, w, h) in enumerate([(4, 6, 30, 40), (30, 10, 30, 36)]):
-            box = [x, y, x + w, y, x + w, y + h, x, y + h]
-            content["annotations"].append(
-                dict(
-                    id=2 * i + j + 1,
-                    image_id=i + 1,
-                    category_id=j + 1,
-                    bbox=[x, y, w, h],
-                    area=w * h,
-                    segmentation=[box],
-                    iscrowd=0,
-                )
-            )
-    path = folder / "annotations.json"
-    path.write_text(json.dumps(content))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -115,31 +83,7 @@ def narrow(config: Config, ann_file: Path, work_dir: Path) -> Config:
     """Make a config train on the two images in about a second, its structure as it was."""
     config.work_dir = str(work_dir)
     config.experiment_name = f"{size_of(config.filename)}_{work_dir.name}"
-    model = config.model
-    model.backbone.update(arch=TINY_ARCH, init_cfg=None)
-    model.neck.in_channels = list(TINY_CHANNELS)
-    model.roi_head.bbox_head.fc_out_channels = 32
-    model.train_cfg.rcnn.sampler.num = 16
-    model.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=20)
-    model.test_cfg.rpn.update(nms_pre=50, max_per_img=20)
-    for augment in model.data_preprocessor.get("batch_augments") or []:
-        augment.size = (SIDE, SIDE)
-    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
-        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-        dataset = loader.dataset.get("dataset", loader.dataset)
-        dataset.update(
-            data_root="",
-            ann_file=str(ann_file),
-            data_prefix=dict(img=str(ann_file.parent / "images")),
-        )
-        for step in dataset.pipeline:
-            if "scale" in step:
-                step.scale = (SIDE, SIDE)
-            if "crop_size" in step:
-                step.crop_size = (SIDE, SIDE)
-    for evaluator in (config.val_evaluator, config.test_evaluator):
-        evaluator.ann_file = str(ann_file)
-    return config
+    return narrow_detector(config, ann_file)
 
 
 def test_all_recipes_are_there() -> None:
@@ -389,8 +333,8 @@ def fcmae_checkpoint(folder: Path, arch: dict) -> tuple[Path, dict[str, Tensor]]
 
 def build_from(checkpoint: Path) -> Any:
     config = load(LSJ.format("tiny"))
-    config.model.neck.in_channels = list(TINY_CHANNELS)
-    config.model.backbone.update(arch=TINY_ARCH)
+    config.model.neck.in_channels = list(CHANNELS)
+    config.model.backbone.update(arch=ARCH)
     config.model.backbone.init_cfg.checkpoint = str(checkpoint)
     with DefaultScope.overwrite_default_scope("mmdet"):
         model = MODELS.build(config.model)
@@ -399,7 +343,7 @@ def build_from(checkpoint: Path) -> Any:
 
 
 def test_fcmae_checkpoint_loads_as_it_is(tmp_path: Path) -> None:
-    path, state = fcmae_checkpoint(tmp_path, TINY_ARCH)
+    path, state = fcmae_checkpoint(tmp_path, ARCH)
     own = build_from(path).backbone.state_dict()
     encoder = {k.removeprefix("backbone."): v for k, v in state.items() if k[:8] == "backbone"}
     assert len(encoder) > 20
@@ -409,7 +353,7 @@ def test_fcmae_checkpoint_loads_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [dict(depths=(1, 1, 2, 1)), dict(channels=(8, 8, 16, 16))])
 def test_foreign_architecture_fails(tmp_path: Path, change: dict) -> None:
-    path, _ = fcmae_checkpoint(tmp_path, {**TINY_ARCH, **change})
+    path, _ = fcmae_checkpoint(tmp_path, {**ARCH, **change})
     with pytest.raises(StateDictMismatch, match="does not fit"):
         build_from(path)
 

@@ -18,7 +18,7 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 from mmseg.engine.optimizers import LearningRateDecayOptimizerConstructor
 from mmseg.registry import METRICS, MODELS
 from mmseg.structures import SegDataSample
-from PIL import Image
+from narrowing import ARCH, narrow_segmentor, write_scenes
 
 import mmconvnextv2.datasets
 import mmconvnextv2.engine
@@ -31,8 +31,6 @@ ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted((ROOT / "upernet").glob("*.py"))
 ADE20K = [path for path in CONFIGS if "ade20k" in path.stem]
 SAMPLE = next(path for path in CONFIGS if path.stem.endswith("_sample"))
-NARROW = dict(depths=(1, 1, 3, 1), channels=(8, 8, 16, 16))
-CROP = (64, 64)
 
 # Channels, and parameters of the encoder alone as counted from the paper's architecture.
 ENCODERS = dict(
@@ -91,17 +89,7 @@ def _scope() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four images and maps a split as in ADE20K: 0 is nothing, 1 to 11 are classes."""
-    folder = tmp_path_factory.mktemp("scenes")
-    random = np.random.default_rng(0)
-    for split in ("training", "validation"):
-        for kind in ("images", "annotations"):
-            (folder / kind / split).mkdir(parents=True)
-        for i in range(4):
-            pixels = random.integers(0, 256, (80, 100, 3), dtype=np.uint8)
-            labels = np.kron(random.integers(0, 12, (4, 5)), np.ones((20, 20))).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / split / f"{i}.jpg")
-            Image.fromarray(labels).save(folder / "annotations" / split / f"{i}.png")
-    return folder
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +99,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = dict(
         type="FCMAE",
         backbone=dict(
-            type="ConvNeXtV2", arch=NARROW, gap_before_final_norm=False, output_norms=False
+            type="ConvNeXtV2", arch=ARCH, gap_before_final_norm=False, output_norms=False
         ),
         neck=dict(type="FCMAEDecoder", in_channels=16, num_channels=16),
         head=dict(type="FCMAEHead"),
@@ -123,33 +111,17 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def narrowed(path: Path, scenes: Path, pretrained: Path | None, work_dir: Path) -> Config:
-    """The config with few channels, small crops and small data, all else its own."""
+    """The config with few channels, small crops, small data and BN on a CPU, all else its own."""
     config = Config.fromfile(path)
     config.work_dir = str(work_dir)
     config.experiment_name = f"{path.stem}_{work_dir.name}"
-    model = config.model
-    model.data_preprocessor.size = CROP
-    model.backbone.arch = NARROW
-    model.backbone.init_cfg.checkpoint = str(pretrained)
-    model.decode_head.update(in_channels=NARROW["channels"], channels=8)
-    if model.auxiliary_head is not None:
-        model.auxiliary_head.update(in_channels=NARROW["channels"][2], channels=8)
-    for head in (model.decode_head, model.auxiliary_head):
+    start = config.model.backbone.init_cfg
+    narrow_segmentor(config, scenes)
+    if pretrained is not None:
+        config.model.backbone.init_cfg = dict(start, checkpoint=str(pretrained))
+    for head in (config.model.decode_head, config.model.auxiliary_head):
         if head is not None and head.norm_cfg.type == "SyncBN":
             head.norm_cfg.type = "BN"
-    if model.test_cfg.mode == "slide":
-        model.test_cfg.update(crop_size=CROP, stride=(43, 43))
-    loaders = config.train_dataloader, config.val_dataloader, config.test_dataloader
-    for loader in loaders:
-        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-        dataset = loader.dataset.get("dataset", loader.dataset)
-        dataset.data_root = str(scenes)
-        for step in dataset.pipeline:
-            if step.type in ("Resize", "RandomResize"):
-                step.scale = (4 * CROP[0], CROP[1])
-            elif step.type == "RandomCrop":
-                step.crop_size = CROP
-    config.test_pipeline = config.test_dataloader.dataset.pipeline
     return config
 
 
@@ -426,7 +398,7 @@ def test_metric_of_hand_made_predictions(kind: str) -> None:
 def test_loading_is_strict(pretrained: Path, tmp_path: Path) -> None:
     """Pre-training's file loads as it is; another architecture's and half a file do not."""
     settings = config_of("base").model.backbone
-    settings.arch = NARROW
+    settings.arch = ARCH
     settings.init_cfg.checkpoint = str(pretrained)
 
     def build(**changes: object) -> torch.nn.Module:
@@ -443,8 +415,8 @@ def test_loading_is_strict(pretrained: Path, tmp_path: Path) -> None:
                 assert torch.equal(tensor, torch.full_like(tensor, name.endswith("weight"))), name
             else:
                 assert torch.equal(tensor, before[f"backbone.{name}"]), name
-        with pytest.raises(ValueError, match=r"stages\.2\.3.*missing|missing.*stages\.2\.3"):
-            build(arch=dict(depths=(1, 1, 4, 1), channels=(8, 8, 16, 16))).init_weights()
+        with pytest.raises(ValueError, match=r"stages\.2\.1.*missing|missing.*stages\.2\.1"):
+            build(arch=dict(ARCH, depths=(1, 1, 2, 1))).init_weights()
         half = tmp_path / "half.pth"
         half.write_bytes(pretrained.read_bytes()[: pretrained.stat().st_size // 2])
         with pytest.raises(ValueError, match="half.pth"):

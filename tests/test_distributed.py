@@ -82,6 +82,7 @@ def assert_ranks_agree(ranks: list[dict[str, Any]]) -> None:
         assert first[key] == second[key], key
     assert first["wrapper"] == "MMDistributedDataParallel"
     assert [rank["find_unused_parameters"] for rank in ranks] == [False, False]
+    assert [rank["left_group"] for rank in ranks] == [True, True]
     moved = [name for name in first["after"] if first["after"][name] != first["before"][name]]
     assert any("backbone.stages" in name for name in moved)
     for step in zip(first["seen"], second["seen"], strict=True):

@@ -13,8 +13,10 @@ from mmconvnextv2.apis.launch import (
     add_launch_arguments,
     build_runner,
     join_processes,
+    leave_processes,
     load_config,
 )
+from mmconvnextv2.datasets.annotation_checks import blame_annotations
 
 
 def parse_args() -> argparse.Namespace:
@@ -111,10 +113,13 @@ def main() -> int:
         print(f"test.py: {error}", file=sys.stderr)
         return 2
     try:
-        build_runner(cfg, notes).test()
+        runner = build_runner(cfg, notes)
+        with blame_annotations(cfg.test_dataloader):
+            runner.test()
     except USER_ERRORS as error:
         print(f"test.py: {error}", file=sys.stderr)
         return 2
+    leave_processes()
     return 0
 
 

@@ -12,6 +12,7 @@ from mmconvnextv2.apis.launch import (
     USER_ERRORS,
     add_launch_arguments,
     join_processes,
+    leave_processes,
     load_config,
     train,
     world_size,
@@ -102,6 +103,7 @@ def main() -> int:
     except USER_ERRORS as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    leave_processes()
     return 0
 
 

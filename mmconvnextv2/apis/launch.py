@@ -17,6 +17,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmconvnextv2.checkpoint import StateDictMismatch, read_checkpoint
 from mmconvnextv2.datasets.annotation_checks import blame_annotations
+from mmconvnextv2.datasets.annotation_checks_coco import AnnotationError
 from mmconvnextv2.datasets.image_folder import BadImagesError
 from mmconvnextv2.datasets.image_scan import TooFewImagesError
 from mmconvnextv2.engine.hooks import PortableCheckpointHook, StrictLoadingHook
@@ -27,6 +28,7 @@ REQUIRED_HOOKS: tuple[type[Hook], ...] = (PortableCheckpointHook, StrictLoadingH
 USER_ERRORS = (
     FileNotFoundError,
     NotADirectoryError,
+    AnnotationError,
     BadImagesError,
     TooFewImagesError,
     StateDictMismatch,
@@ -180,6 +182,16 @@ def join_processes(cfg: Config, launcher: str) -> list[str]:
         "gloo", timeout=None if timeout is None else timedelta(seconds=timeout)
     )
     return [f"no GPU: {processes} processes on the CPU, backend gloo"]
+
+
+def leave_processes() -> None:
+    """Leave the process group, if this process is in one, when its work is done.
+
+    Threads of a group that is still there when the interpreter ends abort the process now and
+    then, so that a run that has succeeded is reported as failed.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
