@@ -18,10 +18,10 @@ FIND_PYTHON = for candidate in "$$(readlink -f $(PY))" python3 python3.11 python
 PYTHON ?= $(shell $(FIND_PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test minkowski lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  options: STACK=openmmlab|classic, PYTHON=/path/to/python3.x, ARGS='passed on to demo or pytest'"
 
 setup: ## make or update the environment (returns at once when nothing changed)
@@ -34,6 +34,11 @@ demo: setup ## pre-train on the built-in sample data; results in work_dirs/demo/
 
 test: setup ## run the tests; one module: make test ARGS=tests/test_engine
 	$(PY) -m pytest $(ARGS)
+
+minkowski: setup ## compile the optional MinkowskiEngine (needs libopenblas-dev)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --no-build-isolation \
+		--config-settings="--global-option=--cpu_only --blas=openblas" \
+		"$$(grep -v '^#' requirements/minkowski.txt)"
 
 lint: setup ## ruff, formatting, types
 	$(PY) -m ruff check .

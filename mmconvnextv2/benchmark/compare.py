@@ -186,7 +186,7 @@ def compare(
         baselines: the first of them that took part is what speed-ups refer to.
         look_inside: also find FLOPs, memory and the floor.
     """
-    _release_memory(settings.device)
+    _start_afresh(settings)
     wanted = [one for one in candidates if settings.wants(group, one.name)]
     steps, left_out = _prepare_all(group, wanted, settings)
     views = {
@@ -257,8 +257,7 @@ def _prepare(candidate: Candidate, outputs: dict[str, Tensor], settings: Setting
         torch.manual_seed(settings.seed)
         step = candidate.build()
         torch.manual_seed(settings.seed)
-        with torch.no_grad():
-            outputs[candidate.name] = step.output()
+        outputs[candidate.name] = step.output().detach()
         expected = outputs.get(candidate.equals or "")
         if expected is not None:
             check_equal(outputs[candidate.name], expected, settings.tolerance)
@@ -287,10 +286,16 @@ def _look_inside(step: TrainingStep, compiled: bool) -> View:
     return View(flops, products, memory)
 
 
-def _release_memory(device: torch.device) -> None:
-    """Give back what earlier comparisons used."""
+def _start_afresh(settings: Settings) -> None:
+    """Give back what earlier comparisons used.
+
+    That includes compiled code: its number is limited for each function, and a function that
+    reached the limit runs uncompiled.
+    """
+    if settings.compile:
+        torch.compiler.reset()
     gc.collect()
-    if device.type == "cuda":
+    if settings.device.type == "cuda":
         torch.cuda.empty_cache()
 
 

@@ -20,10 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 _aten = torch.ops.aten
 _PRODUCTS: dict[Any, Callable[..., Tensor]] = {
-    _aten.mm.default: torch.mm,
-    _aten.addmm.default: torch.addmm,
-    _aten.bmm.default: torch.bmm,
-    _aten.baddbmm.default: torch.baddbmm,
+    _aten.mm: torch.mm,
+    _aten.addmm: torch.addmm,
+    _aten.addmm_: torch.addmm,
+    _aten.bmm: torch.bmm,
+    _aten.baddbmm: torch.baddbmm,
+    _aten.baddbmm_: torch.baddbmm,
 }
 
 
@@ -84,11 +86,12 @@ class ProductRecorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Note a product and run any operation."""
-        if func in _PRODUCTS and all(tensor.numel() for tensor in _tensors(args)):
+        function = _PRODUCTS.get(func.overloadpacket)
+        if function is not None and all(tensor.numel() for tensor in _tensors(args)):
             operands = tuple(
                 Operand(tuple(t.shape), tuple(t.stride()), t.dtype) for t in _tensors(args)
             )
-            self.products.append(Product(_PRODUCTS[func].__name__, operands))
+            self.products.append(Product(function.__name__, operands))
         return func(*args, **(kwargs or {}))
 
 

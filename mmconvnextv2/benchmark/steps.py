@@ -71,8 +71,12 @@ class ForwardPass(TrainingStep):
 
     def __call__(self) -> None:
         """Run it."""
+        self.output()
+
+    def output(self) -> Tensor:
+        """The features."""
         with torch.no_grad():
-            self.output()
+            return super().output()
 
 
 def adamw(module: nn.Module) -> AdamW:

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmconvnextv2.nn.activation import gelu_grn_linear
 from mmconvnextv2.nn.eager import is_eager_on_cpu
 from mmconvnextv2.nn.grn import GRN
 from mmconvnextv2.nn.layouts import Layout
+from mmconvnextv2.nn.mlp import grn_mlp
 
 
 class Block(nn.Module):
@@ -58,28 +58,23 @@ class Block(nn.Module):
             branch_factor_N1: factor of each image's residual branch, from `draw_drop_path`.
         """
         x = layout.depthwise(features, self.depthwise_conv)
-        x = self.pointwise_conv1(self.norm(x))
-        x = self._activate_and_project(x, layout)
+        x = self._pointwise(self.norm(x), layout)
         if self.gamma is not None:
             x = x * self.gamma.to(x.dtype)
         if branch_factor_N1 is not None:
             x = layout.scale_per_image(x, branch_factor_N1.to(x.dtype))
         return features + x
 
-    def _activate_and_project(self, hidden: Tensor, layout: Layout) -> Tensor:
-        """GELU, GRN and the second pointwise layer."""
-        linear = self.pointwise_conv2
-        images_NPK = layout.group_images(hidden)
-        if self.grn is not None and images_NPK is not None and is_eager_on_cpu(hidden):
-            grn = self.grn
-            x_NPC = gelu_grn_linear(
-                images_NPK, grn.gamma, grn.beta, grn.eps, linear.weight, linear.bias
-            )
-            return x_NPC.view(*hidden.shape[:-1], linear.out_features)
-        x = layout.zero_removed(F.gelu(hidden))
+    def _pointwise(self, x: Tensor, layout: Layout) -> Tensor:
+        """Both pointwise layers, with GELU and GRN between them."""
+        images_NPC = layout.group_images(x)
+        if self.grn is not None and images_NPC is not None and is_eager_on_cpu(x):
+            x_NPC = grn_mlp(images_NPC, self.pointwise_conv1, self.grn, self.pointwise_conv2)
+            return x_NPC.view_as(x)
+        x = layout.zero_removed(F.gelu(self.pointwise_conv1(x)))
         if self.grn is not None:
             x = self.grn(x, layout)
-        return layout.zero_removed(linear(x))
+        return layout.zero_removed(self.pointwise_conv2(x))
 
     def draw_drop_path(self, batch_size: int, device: torch.device) -> Tensor | None:
         """Draw which images keep their residual branch (Huang et al., 2016).

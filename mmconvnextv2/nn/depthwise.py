@@ -1,15 +1,17 @@
 """The depthwise convolution, the one operation that looks across cells.
 
+Three ways, with one result. In float32 on a CPU the kernels of `nn.native` compute visible
+positions alone. Elsewhere `_DepthwiseOnCells` scatters the cells into the dense map, convolves, and
+gathers the visible positions again; it keeps only its packed input for the backward pass and
+scatters a second time there, so nothing dense stays alive between the two. `_Depthwise` is the
+same for whole maps.
+
 On a CPU the library's own weight gradient takes nearly all of its time. It is a correlation of the
 input with the output's gradient, and a grouped convolution whose kernels are that gradient computes
-it several times faster: `depthwise_with_fast_gradient` for whole maps, and `depthwise_on_cells` for
-visible cells. The latter scatters the cells into the dense map, convolves, and gathers the visible
-positions again. It keeps only its packed input for the backward pass and scatters a second time
-there, so nothing dense stays alive between the two. On a GPU it is the same three steps; a kernel
-that reads neighbours through the cell index would save the dense map altogether.
+it several times faster.
 
-Shape suffixes: N batch, M visible cells, S positions along the side of a cell, H and W positions
-of the dense map, C channels.
+Shape suffixes: N batch, M visible cells, S positions along the side of a cell, R rows (visible
+positions of the batch), H and W positions of the dense map, C channels.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
+
+from mmconvnextv2.nn import native
 
 
 def depthwise_with_fast_gradient(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,13 +39,23 @@ def depthwise_with_fast_gradient(x_NCHW: Tensor, weight: Tensor, bias: Tensor | 
         ``(N, C, H, W)``.
     """
     x_NCHW, weight, bias = _autocast(x_NCHW, weight, bias)
-    return _Depthwise.apply(x_NCHW, weight, bias)
+    if not _is_native(x_NCHW, weight):
+        return _Depthwise.apply(x_NCHW, weight, bias)
+    batch, _, height, width = x_NCHW.shape
+    x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+    offsets = torch.arange(batch + 1) * (height * width)
+    run = next(run for run in native.RUNS if width % run == 0)
+    rows_RC = _DepthwiseOnRows.apply(
+        x_NHWC.flatten(0, 2), weight, bias, offsets, None, (height, width), run
+    )
+    return rows_RC.view(x_NHWC.shape).permute(0, 3, 1, 2)
 
 
 def depthwise_on_cells(
     cells_MSSC: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    offsets: Tensor,
     positions: Tensor,
     grid: tuple[int, int, int],
 ) -> Tensor:
@@ -53,6 +67,7 @@ def depthwise_on_cells(
         cells_MSSC: features of visible cells ``(M, S, S, C)``.
         weight: ``(C, 1, K, K)`` with K odd.
         bias: ``(C,)``, or None.
+        offsets: ``(N + 1,)``, the cells of image n are ``offsets[n]`` to ``offsets[n + 1] - 1``.
         positions: ``(M * S * S,)``, the row of each position in the flat dense map.
         grid: shape ``(N, H, W)`` of the dense map.
 
@@ -60,6 +75,12 @@ def depthwise_on_cells(
         ``(M, S, S, C)``.
     """
     cells_MSSC, weight, bias = _autocast(cells_MSSC, weight, bias)
+    if _is_native(cells_MSSC, weight):
+        side = cells_MSSC.shape[1]
+        rows_RC = _DepthwiseOnRows.apply(
+            cells_MSSC.flatten(0, 2), weight, bias, offsets * side**2, positions, grid[1:], side
+        )
+        return rows_RC.view(cells_MSSC.shape)
     return _DepthwiseOnCells.apply(cells_MSSC, weight, bias, positions, grid)
 
 
@@ -71,6 +92,44 @@ def _autocast(
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device_type)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _is_native(x: Tensor, weight: Tensor) -> bool:
+    return weight.shape[-1] == native.KERNEL_SIZE and native.can_run(x, weight)
+
+
+class _DepthwiseOnRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows_RC: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        offsets: Tensor,
+        positions: Tensor | None,
+        size: tuple[int, int],
+        run: int,
+    ) -> Tensor:
+        ctx.save_for_backward(rows_RC, weight, offsets, positions)
+        ctx.layout = (*size, run)
+        return native.depthwise_rows(
+            rows_RC, weight, bias, offsets, positions, *ctx.layout, flip=False
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RC: Tensor) -> tuple[Tensor | None, ...]:
+        rows_RC, weight, offsets, positions = ctx.saved_tensors
+        grad_rows = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = native.depthwise_rows(
+                grad_RC, weight, None, offsets, positions, *ctx.layout, flip=True
+            )
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            taps_TC = native.depthwise_rows_grad(rows_RC, grad_RC, offsets, positions, *ctx.layout)
+            grad_weight = taps_TC[:-1].t().reshape(weight.shape)
+            grad_bias = taps_TC[-1] if ctx.needs_input_grad[2] else None
+        return grad_rows, grad_weight, grad_bias, None, None, None, None
 
 
 class _Depthwise(torch.autograd.Function):

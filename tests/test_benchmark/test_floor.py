@@ -49,6 +49,19 @@ def test_a_product_inside_a_custom_function_is_seen():
     assert shapes(products) == [((2, 4), (4, 6)), ((2, 6), (6, 4)), ((4, 2), (2, 6))]
 
 
+def test_products_that_write_into_a_given_tensor_are_seen():
+    a, b, out = torch.randn(2, 3), torch.randn(3, 4), torch.zeros(2, 4)
+
+    def call() -> None:
+        torch.mm(a, b, out=out)
+        torch.addmm(out, a, b, out=out)
+        out.addmm_(a, b)
+
+    _, products = count_operations(call)
+    assert [product.function for product in products] == ["mm", "addmm", "addmm"]
+    assert [product.flops for product in products] == [24, 24, 24]
+
+
 def test_fused_attention_is_taken_apart():
     """Two heads of 8 queries and 16 features: 2 x 8 x 8 x 16 for each of two products."""
     q = torch.randn(1, 2, 8, 16)

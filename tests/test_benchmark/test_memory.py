@@ -40,7 +40,7 @@ def test_a_call_that_frees_before_it_allocates():
 
 def test_saved_tensors_count_once_and_lasting_ones_never():
     """X is kept twice, by both products; y by one; the weight is there anyway."""
-    x = torch.randn(64, 64)
+    x = torch.randn(64, 64, requires_grad=True)
     y = torch.randn(64, 64)
     weight = torch.randn(64, 64, requires_grad=True)
     with saved_tensors([weight]) as saved:

@@ -51,9 +51,14 @@ class PackedLayout(Layout):
 
     def depthwise(self, features: Tensor, conv: nn.Conv2d) -> Tensor:
         """See `Layout.depthwise`."""
-        side = features.shape[1]
+        cells, side = self.cells, features.shape[1]
         return depthwise_on_cells(
-            features, conv.weight, conv.bias, self.cells.positions[side], self.cells.grid(side)
+            features,
+            conv.weight,
+            conv.bias,
+            cells.offsets,
+            cells.positions[side],
+            cells.grid(side),
         )
 
     def zero_removed(self, features: Tensor) -> Tensor:
