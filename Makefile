@@ -29,7 +29,7 @@ setup: ## make or update the environment (returns at once when nothing changed)
 		echo "set-up: cannot run $$python: install Python 3.10, 3.11 or 3.12 (Debian: apt-get install python3 python3-venv python3-dev) or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	"$$python" tools/setup_env.py --stack $(STACK)
 
-demo: setup ## pre-train on the built-in sample data; results in work_dirs/demo/
+demo: setup ## pre-train and fine-tune on the built-in sample data; results in work_dirs/demo/
 	$(PY) tools/demo.py $(ARGS)
 
 test: setup ## run the tests; one module: make test ARGS=tests/test_engine

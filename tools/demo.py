@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="results")
     parser.add_argument(
-        "--phases", nargs="+", choices=list(PHASES), default=["fcmae"], help="what to run, in order"
+        "--phases", nargs="+", choices=list(PHASES), default=list(PHASES), help="what to run"
     )
     return parser.parse_args(argv)
 
@@ -149,7 +149,7 @@ def detect(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
 
 def segment(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
     """Fine-tune UperNet from the digit classifier."""
-    cfg = sample_config("upernet/convnextv2-atto_upernet_1xb8-2400i_sample.py", options)
+    cfg = sample_config("upernet/convnextv2-atto_upernet_1xb8-3200i_sample.py", options)
     root = data / "segmentation"
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(root)

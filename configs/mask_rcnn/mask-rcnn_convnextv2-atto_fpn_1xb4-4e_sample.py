@@ -84,7 +84,11 @@ val_evaluator = dict(ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    type="OptimWrapper", optimizer=dict(lr=lr, fused=True), clip_grad=dict(max_norm=5.0)
+    type="OptimWrapper",
+    optimizer=dict(lr=lr, fused=True),
+    clip_grad=dict(max_norm=5.0),
+    # The encoder knows the digits already: it moves more slowly than the heads.
+    paramwise_cfg=dict(decay_rate=0.7),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.02, by_epoch=False, begin=0, end=warmup_iters),

@@ -13,7 +13,7 @@ pretrained = "work_dirs/demo/classification/epoch_20.pth"
 image_size = 96  # pixels
 width = 64  # channels of the head
 batch_size = 8
-max_iters = 2_400
+max_iters = 3_200
 warmup_iters = 50
 lr = 1e-3
 
