@@ -18,6 +18,7 @@ custom_hooks = [
     dict(type="StatelessSeedHook"),
     dict(type="AnnotationCheckHook"),
     dict(type="LearningRateTermsHook"),
+    dict(type="PlanHook"),
     dict(type="PortableCheckpointHook"),
     dict(type="StrictLoadingHook"),
     dict(type="ProgressHook"),

@@ -139,7 +139,7 @@ class ConvNeXtV2(nn.Module):
         for i, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True)
         ):
-            features = stage(downsample(features, layout), layout, len(x_NCHW), self.with_cp)
+            features = stage(downsample(features, layout), layout, x_NCHW.shape[0], self.with_cp)
             if i in self.out_indices:
                 outputs.append(self._output(features, layout, getattr(self, f"norm{i}", None)))
         return tuple(outputs)

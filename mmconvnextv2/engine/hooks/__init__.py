@@ -3,6 +3,7 @@
 from mmconvnextv2.engine.hooks.annotation_check import AnnotationCheckHook
 from mmconvnextv2.engine.hooks.compile_blocks import CompileBlocksHook
 from mmconvnextv2.engine.hooks.learning_rate_terms import LearningRateTermsHook
+from mmconvnextv2.engine.hooks.plan_hook import PlanHook
 from mmconvnextv2.engine.hooks.portable_checkpoint import PortableCheckpointHook
 from mmconvnextv2.engine.hooks.progress import ProgressHook
 from mmconvnextv2.engine.hooks.reconstruction import ReconstructionHook
@@ -13,6 +14,7 @@ __all__ = [
     "AnnotationCheckHook",
     "CompileBlocksHook",
     "LearningRateTermsHook",
+    "PlanHook",
     "PortableCheckpointHook",
     "ProgressHook",
     "ReconstructionHook",

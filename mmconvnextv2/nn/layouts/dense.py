@@ -58,7 +58,8 @@ class DenseLayout(Layout):
 
     def mean_per_image(self, features: Tensor) -> Tensor:
         """See `Layout.mean_per_image`."""
-        return features.mean(dim=(1, 2))
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        return features.mean(dim=(1, 2), dtype=dtype).to(features.dtype)
 
 
 def _channels_first(x_NHWC: Tensor) -> Tensor:
