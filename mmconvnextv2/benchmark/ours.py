@@ -23,8 +23,8 @@ MASK_RATIO = 0.6
 REFERENCE = "masked"
 """The layout that the others must agree with."""
 
-OPTIONAL_LAYOUTS = frozenset({"minkowski"})
-"""Layouts that need more than torch, and are left out where it is missing."""
+OPTIONAL_LAYOUTS = frozenset({"minkowski", "triton"})
+"""Layouts that need more than torch on a CPU, and are left out where it is missing."""
 
 
 def layouts() -> list[str]:

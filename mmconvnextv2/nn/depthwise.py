@@ -38,7 +38,7 @@ def depthwise_with_fast_gradient(x_NCHW: Tensor, weight: Tensor, bias: Tensor | 
     Returns:
         ``(N, C, H, W)``.
     """
-    x_NCHW, weight, bias = _autocast(x_NCHW, weight, bias)
+    x_NCHW, weight, bias = cast_for_autocast(x_NCHW, weight, bias)
     if not _is_native(x_NCHW, weight):
         return _Depthwise.apply(x_NCHW, weight, bias)
     batch, _, height, width = x_NCHW.shape
@@ -74,7 +74,7 @@ def depthwise_on_cells(
     Returns:
         ``(M, S, S, C)``.
     """
-    cells_MSSC, weight, bias = _autocast(cells_MSSC, weight, bias)
+    cells_MSSC, weight, bias = cast_for_autocast(cells_MSSC, weight, bias)
     if _is_native(cells_MSSC, weight):
         side = cells_MSSC.shape[1]
         rows_RC = _DepthwiseOnRows.apply(
@@ -84,9 +84,10 @@ def depthwise_on_cells(
     return _DepthwiseOnCells.apply(cells_MSSC, weight, bias, positions, grid)
 
 
-def _autocast(
+def cast_for_autocast(
     x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The operands of a convolution in the dtype that autocast, where it is on, gives them."""
     device_type = x.device.type
     if not torch.is_autocast_enabled(device_type):
         return x, weight, bias

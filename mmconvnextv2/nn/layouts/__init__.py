@@ -3,13 +3,15 @@
 from mmconvnextv2.nn.layouts.base import Layout
 from mmconvnextv2.nn.layouts.dense import DenseLayout
 from mmconvnextv2.nn.layouts.masked import MaskedLayout
-from mmconvnextv2.nn.layouts.minkowski import MinkowskiLayout, import_engine
+from mmconvnextv2.nn.layouts.minkowski import MinkowskiLayout
 from mmconvnextv2.nn.layouts.packed import PackedLayout
+from mmconvnextv2.nn.layouts.triton import TritonLayout
 
 MASK_LAYOUTS: dict[str, type[MaskedLayout] | type[PackedLayout]] = {
     "packed": PackedLayout,
     "masked": MaskedLayout,
     "minkowski": MinkowskiLayout,
+    "triton": TritonLayout,
 }
 """The layouts that a masked call can use, by the name that `ConvNeXtV2.mask_layout` takes."""
 
@@ -23,8 +25,7 @@ def check_mask_layout(name: str) -> None:
     """
     if name not in MASK_LAYOUTS:
         raise ValueError(f"mask_layout must be one of {sorted(MASK_LAYOUTS)}, got {name!r}")
-    if MASK_LAYOUTS[name] is MinkowskiLayout:
-        import_engine()
+    MASK_LAYOUTS[name].check_available()
 
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "MaskedLayout",
     "MinkowskiLayout",
     "PackedLayout",
+    "TritonLayout",
     "check_mask_layout",
 ]

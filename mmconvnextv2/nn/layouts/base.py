@@ -18,6 +18,14 @@ class Layout(ABC):
     masked, ``(M, s, s, C)`` for packed.
     """
 
+    @classmethod  # noqa: B027 - most layouts need torch alone
+    def check_available(cls) -> None:
+        """Check that what the layout needs besides torch is installed.
+
+        Raises:
+            ImportError: it is not; the message says how to install it.
+        """
+
     @abstractmethod
     def patch_embed(self, x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
         """Apply the stem's 4x4 convolution of stride 4 to images ``(N, C, H, W)``."""

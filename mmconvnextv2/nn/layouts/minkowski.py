@@ -69,6 +69,11 @@ class MinkowskiLayout(PackedLayout):
         )
         self.maps = {side: self._insert(side) for side in STAGE_SIDES}
 
+    @classmethod
+    def check_available(cls) -> None:
+        """See `Layout.check_available`."""
+        import_engine()
+
     # Dynamo would trace the engine's Python in pieces, and again for every number of positions.
     @torch.compiler.disable
     def downsample(self, features: Tensor, conv: nn.Conv2d) -> Tensor:
