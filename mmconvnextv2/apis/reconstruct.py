@@ -18,7 +18,7 @@ from mmpretrain.registry import MODELS
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmconvnextv2.checkpoint import load_strictly, read_checkpoint
+from mmconvnextv2.checkpoint import load_strictly, read_checkpoint, to_our_names
 from mmconvnextv2.datasets.image_reading import read_image
 from mmconvnextv2.datasets.image_scan import resolve_folder, scan_folder
 from mmconvnextv2.models import FCMAE
@@ -91,7 +91,7 @@ def _pick_images(path: Path, count: int) -> list[Path]:
 
 def _read_with_decoder(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint safely, and refuse one without decoder."""
-    state_dict = read_checkpoint(path)
+    state_dict = to_our_names(read_checkpoint(path))
     if not any(name.startswith("neck.") for name in state_dict):
         raise ValueError(
             f"{os.fspath(path)} has no decoder: none of its {len(state_dict)} tensors is named "

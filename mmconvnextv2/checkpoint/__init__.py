@@ -1,10 +1,34 @@
-"""Reading checkpoints safely and loading them strictly; imports torch alone."""
+"""Checkpoints of all publishers: safe reading, strict loading, conversion; imports torch alone."""
 
+from mmconvnextv2.checkpoint.convert import (
+    PUBLISHERS,
+    Conversion,
+    convert_state_dict,
+    recognize_source,
+    to_our_names,
+)
+from mmconvnextv2.checkpoint.download import ChecksumMismatch, fetch_checkpoint, sha256_of
 from mmconvnextv2.checkpoint.loading import (
     StateDictMismatch,
     backbone_state_dict,
     load_strictly,
-    read_checkpoint,
 )
+from mmconvnextv2.checkpoint.reading import read_checkpoint
+from mmconvnextv2.checkpoint.writing import replace_when_complete, write_checkpoint
 
-__all__ = ["StateDictMismatch", "backbone_state_dict", "load_strictly", "read_checkpoint"]
+__all__ = [
+    "PUBLISHERS",
+    "ChecksumMismatch",
+    "Conversion",
+    "StateDictMismatch",
+    "backbone_state_dict",
+    "convert_state_dict",
+    "fetch_checkpoint",
+    "load_strictly",
+    "read_checkpoint",
+    "recognize_source",
+    "replace_when_complete",
+    "sha256_of",
+    "to_our_names",
+    "write_checkpoint",
+]

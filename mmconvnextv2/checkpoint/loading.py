@@ -1,14 +1,22 @@
-"""Read a checkpoint without executing what it holds, and load it with nothing left unsaid."""
+"""Load a state_dict with nothing left unsaid."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
+
+from mmconvnextv2.checkpoint.reading import read_checkpoint
+
+__all__ = [
+    "OUTPUT_NORM",
+    "StateDictMismatch",
+    "backbone_state_dict",
+    "check_fits",
+    "load_strictly",
+    "read_checkpoint",
+]
 
 OUTPUT_NORM = re.compile(r"norm\d\.")
 """Keys of the backbone's output norms, which a checkpoint of another task may lack or have."""
@@ -16,39 +24,6 @@ OUTPUT_NORM = re.compile(r"norm\d\.")
 
 class StateDictMismatch(ValueError):
     """A state_dict that does not fit a module; the message lists every key concerned."""
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state_dict of a checkpoint file, tensors and plain containers only.
-
-    Args:
-        path: a local file written by `torch.save`, holding a state_dict or one under the key
-            ``state_dict`` (OpenMMLab) or ``model`` (official release).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the path is a URL, or the file is not a checkpoint, or needs more than
-            tensors and plain containers.
-    """
-    if "://" in str(path):
-        raise ValueError(f"{path} is not a local file: download it first and give its path")
-    file = Path(path)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise FileNotFoundError(f"checkpoint {path} {what}")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file makes torch raise is not documented
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
-    if isinstance(content, Mapping):
-        content = content.get("state_dict", content.get("model", content))
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(
-            f"{path} holds no state_dict: neither its top level nor 'state_dict' nor "
-            f"'model' maps names to tensors"
-        )
-    return dict(content)
 
 
 def backbone_state_dict(

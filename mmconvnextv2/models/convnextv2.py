@@ -12,12 +12,8 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
 
 from mmconvnextv2 import nn
-from mmconvnextv2.checkpoint.loading import (
-    OUTPUT_NORM,
-    backbone_state_dict,
-    load_strictly,
-    read_checkpoint,
-)
+from mmconvnextv2.checkpoint import fetch_checkpoint, read_checkpoint, to_our_names
+from mmconvnextv2.checkpoint.loading import OUTPUT_NORM, backbone_state_dict, load_strictly
 from mmconvnextv2.nn.convnextv2 import Arch
 
 _INIT_CFG_KEYS = {"checkpoint", "prefix", "output_norms"}
@@ -38,7 +34,8 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
         frozen_stages: number of stages, 0 to 4, kept fixed and in evaluation mode, each with the
             stem or downsampling before it.
         with_cp: activation checkpointing: recompute each block in the backward pass.
-        mask_layout: where visible cells live in a masked call: "packed", "masked" or "minkowski".
+        mask_layout: where visible cells live in a masked call: "packed", "masked", "minkowski"
+            or "triton".
         use_grn: V2's GRN; False for V1.
         layer_scale_init_value: start of V1's LayerScale, 1e-6 there; 0 for none, as in V2.
         init_cfg: None, or ``dict(type='Pretrained', checkpoint=...)``, which is loaded strictly:
@@ -100,7 +97,8 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
     def init_weights(self) -> None:
         """Load the checkpoint that `init_cfg` names, strictly; draw nothing.
 
-        `init_cfg` may say more than ``checkpoint``: ``prefix``, what the backbone's keys begin with
+        The file may be any publisher's, by path, URL or hub id (docs/checkpoints.md). `init_cfg`
+        may say more than ``checkpoint``: ``prefix``, what the backbone's keys begin with
         (recognised where it is left out), and ``output_norms``, whether to take the output norms
         that the file has. By default a classifier takes them; in dense prediction they start fresh,
         as in ConvNeXt V1's official code, since a classifier's norm has seen averages only.
@@ -113,7 +111,8 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
         """
         if self.init_cfg is not None and not self.is_init:
             path = self.init_cfg["checkpoint"]
-            tensors = backbone_state_dict(read_checkpoint(path), self.init_cfg.get("prefix"))
+            state_dict = to_our_names(read_checkpoint(fetch_checkpoint(path)))
+            tensors = backbone_state_dict(state_dict, self.init_cfg.get("prefix"))
             if not self.init_cfg.get("output_norms", self.gap_before_final_norm):
                 tensors = {k: v for k, v in tensors.items() if not OUTPUT_NORM.match(k)}
             summary = load_strictly(self, tensors, OUTPUT_NORM, what="backbone tensors")
