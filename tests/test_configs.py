@@ -112,7 +112,7 @@ def test_knobs_are_what_is_used(path: Path) -> None:
     used = dict(
         data_root=images.data_root,
         split=images.split,
-        image_size=images.pipeline[1].scale,
+        image_size=images.pipeline[0].scale,
         mask_ratio=config.model.data_preprocessor.mask_ratio,
         batch_size_per_gpu=loader.batch_size,
         num_workers=loader.num_workers,
@@ -171,5 +171,6 @@ def test_paper_values() -> None:
     assert optimizer.lr == pytest.approx(2.4e-3)
     assert config.train_dataloader.batch_size * 64 == config.auto_scale_lr.base_batch_size == 4096
     assert config.model.data_preprocessor.mask_ratio == 0.6
-    crop = config.train_dataloader.dataset.dataset.pipeline[1]
-    assert (crop.scale, crop.crop_ratio_range, crop.interpolation) == (224, (0.2, 1.0), "bicubic")
+    crop = config.train_dataloader.dataset.dataset.pipeline[0]
+    assert (crop.type, crop.scale) == ("LoadRandomResizedCrop", 224)  # which is bicubic
+    assert crop.crop_ratio_range == (0.2, 1.0)

@@ -44,14 +44,8 @@ model = dict(
 
 # The official code flips as well, though the paper names random resized crops only.
 train_pipeline = [
-    dict(type="LoadImage"),
-    dict(
-        type="RandomResizedCrop",
-        scale=image_size,
-        crop_ratio_range=(0.2, 1.0),
-        backend="pillow",
-        interpolation="bicubic",
-    ),
+    # Bicubic. It decodes what the crop needs; LoadImage and RandomResizedCrop give the same crops.
+    dict(type="LoadRandomResizedCrop", scale=image_size, crop_ratio_range=(0.2, 1.0)),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackInputs"),
 ]

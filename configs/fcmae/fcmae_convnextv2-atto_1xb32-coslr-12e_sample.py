@@ -18,7 +18,7 @@ base_lr = 4.8e-3  # per 256 images
 
 model = dict(backbone=dict(arch="atto"), neck=dict(in_channels=320))
 train_pipeline = _base_.train_pipeline
-train_pipeline[1].scale = image_size
+train_pipeline[0].scale = image_size
 train_dataloader = dict(
     batch_size=batch_size_per_gpu,
     num_workers=num_workers,

@@ -189,7 +189,7 @@ def default_shape(cfg: Config) -> Shape:
         while "dataset" in dataset:
             dataset = dataset["dataset"]
         for transform in dataset.get("pipeline", []):
-            if transform["type"] == "RandomResizedCrop":
+            if transform["type"] in ("RandomResizedCrop", "LoadRandomResizedCrop"):
                 scale = transform["scale"]
                 return (scale, scale) if isinstance(scale, int) else (scale[0], scale[1])
     raise ValueError("the config names no input size; give one with --shape HEIGHT WIDTH")

@@ -119,7 +119,7 @@ def pretrain_config(
     loader.persistent_workers = num_workers > 0
     images = loader.dataset.dataset
     images.data_root = str(data)
-    (crop,) = (step for step in images.pipeline if step.type == "RandomResizedCrop")
+    (crop,) = (step for step in images.pipeline if step.type == "LoadRandomResizedCrop")
     crop.scale = image_size
     cfg.optim_wrapper.type = "AutocastOptimWrapper" if amp else "OptimWrapper"
     cfg.optim_wrapper.accumulative_counts = accumulate

@@ -221,17 +221,16 @@ TARGETS: tuple[Target, ...] = (
     ),
     *(
         Target(
-            f"dense {what} vs the fastest of timm, transformers, mmpretrain, "
+            f"dense forward + backward vs the fastest of timm, transformers, mmpretrain, "
             f"eager or compiled, {arch}",
             "dense",
-            f"{what}, * 224x224",
+            "forward + backward, * 224x224",
             "ConvNeXtV2",
             _DENSE,
             "times as fast",
             at_least=1.10 if arch == "tiny" else 1.0,
             where=dict(_CPU, arch=arch, compile=True),
         )
-        for what in ("forward + backward",)
         for arch in ("tiny", "base", "atto")
     ),
     Target(

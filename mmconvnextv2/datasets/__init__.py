@@ -4,12 +4,13 @@ from mmconvnextv2.datasets.image_folder import BadImagesError, ImageFolder
 from mmconvnextv2.datasets.image_reading import UnreadableImageError, read_image
 from mmconvnextv2.datasets.samplers import StatelessInfiniteSampler, StatelessSampler
 from mmconvnextv2.datasets.stateless import SeededIndex, StatelessDataset
-from mmconvnextv2.datasets.transforms import LoadImage
+from mmconvnextv2.datasets.transforms import LoadImage, LoadRandomResizedCrop
 
 __all__ = [
     "BadImagesError",
     "ImageFolder",
     "LoadImage",
+    "LoadRandomResizedCrop",
     "SeededIndex",
     "StatelessDataset",
     "StatelessInfiniteSampler",

@@ -64,7 +64,8 @@ class ImageFolder(BaseDataset):
       and more than five, of what it has tried itself. In test mode nothing is replaced: the error
       is raised.
 
-    Only errors of reading are treated so: the pipeline has to load with `LoadImage`.
+    Only errors of reading are treated so: the pipeline has to load with `LoadRandomResizedCrop` or
+    `LoadImage`.
 
     Args:
         data_root: The folder.

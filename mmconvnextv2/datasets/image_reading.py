@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 # The raster formats that Pillow decodes itself. A file is opened as one of these whatever its
 # name says; EPS, for example, would start an external program.
@@ -70,9 +70,8 @@ def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
     """
     if mode not in ("RGB", "L"):
         raise ValueError(f"mode must be 'RGB' or 'L', got {mode!r}")
-    with _open(path) as image:
-        image.load()
-        return np.array(_to_8bit(_upright(image)).convert(mode))
+    with open_image(path) as image:
+        return np.array(decode(image, mode))
 
 
 def check_header(path: str | os.PathLike[str]) -> None:
@@ -85,13 +84,23 @@ def check_header(path: str | os.PathLike[str]) -> None:
         UnreadableImageError: It is missing, empty, of an unknown or unsupported kind, smaller
             than 2x2 pixels, or so large that Pillow takes it for a decompression bomb.
     """
-    with _open(path):
+    with open_image(path):
         pass
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """Open lazily, check size and mode; turn every failure in the block into one error type."""
+def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
+    """Open an image file for a `with` block and check its header; the pixels are not decoded yet.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The image as Pillow opens it: as stored, before its orientation is applied.
+
+    Raises:
+        UnreadableImageError: `check_header` refuses the file, or anything fails in the block.
+    """
     name = os.fspath(path)
     try:
         if os.path.getsize(name) == 0:
@@ -120,13 +129,32 @@ def _check_size_and_mode(name: str, image: Image.Image) -> None:
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; a damaged EXIF block says nothing of it and is left aside."""
+def decode(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
+    """Decode an opened image upright and in 8 bits a channel, as `read_image` describes.
+
+    Args:
+        image: What `open_image` yields.
+        mode: "RGB" or "L".
+
+    Returns:
+        A Pillow image of that mode.
+    """
+    image.load()
+    upright = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+    return _to_8bit(upright).convert(mode)
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation: 1 is upright, which a damaged EXIF block counts as, too.
+
+    Args:
+        image: An opened image. What is not a JPEG has to be loaded before: a PNG may keep its
+            EXIF block behind the pixels, and Pillow turns a TIFF upright as it loads it.
+    """
     try:
-        image.getexif()
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        return image
-    return ImageOps.exif_transpose(image)
+        return 1
 
 
 def _to_8bit(image: Image.Image) -> Image.Image:

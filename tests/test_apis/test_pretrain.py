@@ -38,7 +38,7 @@ def test_config_follows_the_arguments() -> None:
     assert cfg.auto_scale_lr.base_batch_size == 192
     images = cfg.train_dataloader.dataset.dataset
     assert (images.data_root, images.split) == ("photos", None)
-    assert images.pipeline[1].scale == 192
+    assert images.pipeline[0].scale == 192
     assert [s.type for s in cfg.param_scheduler] == ["LinearLR", "CosineAnnealingLR"]
     assert (cfg.param_scheduler[0].end, cfg.param_scheduler[1].begin) == (5, 5)
     amp = pretrain_config("photos", **{**DEFAULTS, "amp": True})

@@ -55,7 +55,7 @@ def names(result: dict, group: str) -> set[str]:
 
 
 def test_pretrain_step(tmp_path):
-    only = ["packed*", "masked", "minkowski", "timm, dense"]
+    only = ["packed*", "masked", "minkowski", "triton", "timm, dense"]
     result = run_main(tmp_path, "pretrain_step", *SMALL, "--only", *only)
     for group in ("encoder", "step"):
         left_out = {e["name"] for e in result["left_out"] if e["group"] == group}

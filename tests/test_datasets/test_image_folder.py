@@ -268,6 +268,14 @@ def test_broken_body_is_replaced_by_the_next_and_logged_once(tmp_path, log):
     assert "249.png: FileNotFoundError" in warnings[1]
 
 
+def test_a_crop_of_a_broken_body_is_replaced_too(tmp_path, log):
+    write_images(tmp_path, 30)
+    truncate(tmp_path / "004.png")
+    crop = {"type": "LoadRandomResizedCrop", "scale": 4}
+    assert values(ImageFolder(tmp_path, pipeline=[crop]))[3:7] == [3, 5, 5, 6]
+    assert "004.png" in log[1]
+
+
 def test_replacement_does_not_depend_on_what_was_read_before(tmp_path):
     write_images(tmp_path, 300)
     truncate(tmp_path / "004.png")
