@@ -109,7 +109,7 @@ def _training_crop(config: Config) -> int | tuple[int, int]:
         dataset = dataset["dataset"]
     for transform in reversed(dataset.get("pipeline", [])):
         if str(transform["type"]).endswith("Crop"):
-            # RandomResizedCrop calls it scale, RandomCrop and CenterCrop crop_size.
+            # (Load)RandomResizedCrop calls it scale, RandomCrop and CenterCrop crop_size.
             return transform["scale"] if "scale" in transform else transform["crop_size"]
     raise ValueError(
         "the config's training pipeline has no crop that tells the size of the images; "

@@ -56,7 +56,7 @@ def train(
     loader = config.train_dataloader
     loader.update(batch_size=2, num_workers=0, persistent_workers=False)
     loader.dataset.dataset.data_root = str(images)
-    loader.dataset.dataset.pipeline[1].scale = 64
+    loader.dataset.dataset.pipeline[0].scale = 64
     config.train_cfg.max_epochs = 3
     config.default_hooks.checkpoint.interval = 1
     config.resume = resume

@@ -38,7 +38,7 @@ def write_config(path: Path, arch: str, channels: int, size: int = 64) -> str:
         f"_base_ = {str(CONFIGS / '_base_' / 'fcmae.py')!r}\n"
         f"model = dict(backbone=dict(arch={arch}), neck=dict(in_channels={channels}))\n"
         f"train_pipeline = _base_.train_pipeline\n"
-        f"train_pipeline[1].scale = {size}\n"
+        f"train_pipeline[0].scale = {size}\n"
         f"train_dataloader = dict(batch_size=2, dataset=dict(dataset=dict("
         f"pipeline=train_pipeline)))\n"
         f"auto_scale_lr = dict(base_batch_size=16)\n"
