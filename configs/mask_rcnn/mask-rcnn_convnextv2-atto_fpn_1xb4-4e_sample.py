@@ -20,6 +20,7 @@ milestones = None  # half a cosine instead of steps
 warmup_iters = 50
 lr = 1e-3  # for the batch below
 base_batch_size = 4
+decay_rate = 0.7  # the encoder knows the digits already: it moves more slowly than the heads
 
 strides = [4, 8, 16, 32]
 extractor = dict(out_channels=width, finest_scale=28)
@@ -87,8 +88,7 @@ optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(lr=lr, fused=True),
     clip_grad=dict(max_norm=5.0),
-    # The encoder knows the digits already: it moves more slowly than the heads.
-    paramwise_cfg=dict(decay_rate=0.7),
+    paramwise_cfg=dict(decay_rate=decay_rate),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.02, by_epoch=False, begin=0, end=warmup_iters),
