@@ -37,7 +37,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         python=platform.python_version(),
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        system=f"{platform.system()} {platform.machine()}",
         cpu=cpu_name(),
         instructions=torch.backends.cpu.get_cpu_capability(),
         cores=os.cpu_count(),
