@@ -26,8 +26,9 @@ from mmconvnextv2.apis import reconstruct
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.apis.launch import USER_ERRORS, train
 from mmconvnextv2.datasets.sample_set import build_sample_set
+from mmconvnextv2.files import write_atomically
 from mmconvnextv2.visualization.curves import plot_loss_curve, read_scalars
-from mmconvnextv2.visualization.files import save_png, write_atomically
+from mmconvnextv2.visualization.files import save_png
 from mmconvnextv2.visualization.overlays import (
     contact_sheet,
     draw_caption,

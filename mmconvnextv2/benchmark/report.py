@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmconvnextv2.benchmark.pictures import draw_bars, draw_sweep
-from mmconvnextv2.benchmark.results import groups_of, read_document, table_of, write_atomically
+from mmconvnextv2.benchmark.results import groups_of, read_document, table_of
 from mmconvnextv2.benchmark.targets import MIN_REPEAT, TARGETS, Finding, Target, evaluate
+from mmconvnextv2.files import write_atomically
 
 PAGE = "benchmarks.md"
 PICTURES = Path("images") / "benchmarks"

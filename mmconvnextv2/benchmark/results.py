@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from mmconvnextv2.benchmark.compare import Comparison
+from mmconvnextv2.files import write_atomically
 
 SCHEMA = 1
 """Version of the document's form."""
@@ -71,26 +70,6 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ValueError(f"{path} is not a benchmark's document of schema {SCHEMA}")
     return document
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing; missing folders are made.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        # mkstemp makes files that nobody else can read.
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_document(document: dict[str, Any], path: Path) -> None:

@@ -14,7 +14,7 @@ from mmconvnextv2.checkpoint.loading import (
     load_strictly,
 )
 from mmconvnextv2.checkpoint.reading import read_checkpoint
-from mmconvnextv2.checkpoint.writing import replace_when_complete, write_checkpoint
+from mmconvnextv2.checkpoint.writing import write_checkpoint
 
 __all__ = [
     "PUBLISHERS",
@@ -27,7 +27,6 @@ __all__ = [
     "load_strictly",
     "read_checkpoint",
     "recognize_source",
-    "replace_when_complete",
     "sha256_of",
     "to_our_names",
     "write_checkpoint",

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import torch
 
-from mmconvnextv2.checkpoint.writing import replace_when_complete
+from mmconvnextv2.files import replace_when_complete
 
 SCHEMES = ("https", "http", "file")
 TIMEOUT_S = 60

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@contextmanager
-def replace_when_complete(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Name a temporary file beside `path`, which takes its place if the block succeeds.
-
-    After an error `path` is what it was, and the temporary file is gone.
-    """
-    target = Path(path)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+from mmconvnextv2.files import replace_when_complete
 
 
 def write_checkpoint(

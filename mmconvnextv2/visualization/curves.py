@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmconvnextv2.visualization.files import write_atomically
+from mmconvnextv2.files import write_atomically
 
 _RAW_COLOUR = "#9db7d5"
 _SMOOTH_COLOUR = "#1f4e8c"

@@ -14,10 +14,10 @@ from mmconvnextv2.benchmark.memory import Memory
 from mmconvnextv2.benchmark.results import (
     make_document,
     read_document,
-    write_atomically,
     write_document,
 )
 from mmconvnextv2.benchmark.targets import TARGETS, Finding, Target, evaluate
+from mmconvnextv2.files import write_atomically
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmconvnextv2.checkpoint import read_checkpoint, replace_when_complete, write_checkpoint
+from mmconvnextv2.checkpoint import read_checkpoint, write_checkpoint
+from mmconvnextv2.files import replace_when_complete
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmconvnextv2.visualization.files import save_png, write_atomically
+from mmconvnextv2.files import write_atomically
+from mmconvnextv2.visualization.files import save_png
 from mmconvnextv2.visualization.reconstruction import (
     PANELS,
     REMOVED_GREY,
