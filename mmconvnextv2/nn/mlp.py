@@ -88,24 +88,21 @@ class _GrnMlp(torch.autograd.Function):
         grad_weight1, grad_weight2 = (torch.empty_like(w, dtype=wide) for w in (weight1, weight2))
         grad_bias1, grad_gamma = (torch.zeros_like(gamma, dtype=wide) for _ in range(2))
         grad_bias2 = grad_NPC.sum(dim=(0, 1), dtype=wide)
-        for chunk, (x_NPK, y_NPK) in _chunks(hidden_NPK, buffers=2):
-            hidden, grad_RC = hidden_NPK[chunk], _rows(grad_NPC[chunk])
+        for chunk, (x_NPK, y_NPK, slope_NPK) in _chunks(hidden_NPK, buffers=3):
+            grad_RC = _rows(grad_NPC[chunk])
             relative_NK = _relative(norm_NK[chunk], ctx.eps)
             factor_NK = 1 + gamma * relative_NK
-            _gelu(hidden, bias1, out=x_NPK)
-            _scale(x_NPK, factor_NK, beta, out=y_NPK)
+            _gelu_again(hidden_NPK[chunk], bias1, factor_NK, beta, x_NPK, slope_NPK, y_NPK)
             _add_product(grad_weight2, grad_RC.t(), _rows(y_NPK), chunk)
 
             grad_y_NPK = y_NPK
             torch.mm(grad_RC, weight2, out=_rows(grad_y_NPK))
-            grad_factor_NK = (grad_y_NPK * x_NPK).sum(dim=1, dtype=wide)
+            grad_factor_NK = _product_sum(grad_y_NPK, x_NPK)
             grad_gamma += (grad_factor_NK * relative_NK).sum(dim=0)
             through_NK = _through_norm(grad_factor_NK * gamma, norm_NK[chunk], ctx.eps)
-
-            grad_hidden_NPK = x_NPK
-            grad_bias1 += _gelu_gradient(
-                grad_y_NPK, hidden, bias1, factor_NK, through_NK, out=grad_hidden_NPK
-            ).sum(dim=0)
+            grad_hidden_NPK = slope_NPK
+            sums_NK = _gelu_gradient(grad_y_NPK, x_NPK, factor_NK, through_NK, grad_hidden_NPK)
+            grad_bias1 += sums_NK.sum(dim=0)
             _add_product(grad_weight1, _rows(grad_hidden_NPK).t(), _rows(x_NPC[chunk]), chunk)
             torch.mm(_rows(grad_hidden_NPK), weight1, out=_rows(grad_x_NPC[chunk]))
         grad_beta = grad_bias2 @ weight2.to(wide)
@@ -165,33 +162,54 @@ def _scale(x_NPK: Tensor, factor_NK: Tensor, shift: Tensor, out: Tensor) -> None
     torch.addcmul(shift.to(out.dtype), x_NPK, factor_NK.to(out.dtype)[:, None], out=out)
 
 
-def _gelu_gradient(
-    grad_y_NPK: Tensor,
+def _gelu_again(
     hidden_NPK: Tensor,
     bias: Tensor,
     factor_NK: Tensor,
-    through_NK: Tensor,
+    shift: Tensor,
     out: Tensor,
+    slope: Tensor,
+    scaled: Tensor,
+) -> None:
+    """GELU of hidden + bias into `out`, its derivative into `slope`, GRN's output into `scaled`."""
+    if native.can_run(hidden_NPK, bias, factor_NK, shift):
+        native.gelu_again(hidden_NPK, bias, factor_NK, shift, out, slope, scaled)
+        return
+    biased_NPK = hidden_NPK + bias
+    torch.ops.aten.gelu.out(biased_NPK, out=out)
+    torch.ops.aten.gelu_backward.grad_input(
+        torch.ones_like(biased_NPK), biased_NPK, grad_input=slope
+    )
+    _scale(out, factor_NK, shift, out=scaled)
+
+
+def _product_sum(a_NPK: Tensor, b_NPK: Tensor) -> Tensor:
+    """Sum of a * b over positions, ``(N, K)``."""
+    if native.can_run(a_NPK, b_NPK):
+        return native.product_sum(a_NPK, b_NPK)
+    return (a_NPK * b_NPK).sum(dim=1, dtype=_wide(a_NPK.dtype))
+
+
+def _gelu_gradient(
+    grad_y_NPK: Tensor, gelu_NPK: Tensor, factor_NK: Tensor, through_NK: Tensor, slope: Tensor
 ) -> Tensor:
     """Gradient of the GELU's input, through its output and that one's norm.
 
     Args:
         grad_y_NPK: gradient of GRN's output.
-        hidden_NPK: input of the GELU, less the bias.
-        bias: ``(K,)``.
+        gelu_NPK: the GELU's output.
         factor_NK: what GRN multiplies by.
         through_NK: what the GELU's output is multiplied by in its gradient through the norm.
-        out: holds the GELU's output and receives the result.
+        slope: holds the GELU's derivative and receives the result.
 
     Returns:
         Sum of the gradient over positions, ``(N, K)``.
     """
-    if native.can_run(hidden_NPK, bias, factor_NK, through_NK):
-        return native.gelu_grn_grad(grad_y_NPK, hidden_NPK, bias, factor_NK, through_NK, out)
-    factor_N1K, through_N1K = (x.to(out.dtype)[:, None] for x in (factor_NK, through_NK))
-    grad_x_NPK = (out * through_N1K).addcmul_(grad_y_NPK, factor_N1K)
-    torch.ops.aten.gelu_backward.grad_input(grad_x_NPK, hidden_NPK + bias, grad_input=out)
-    return out.sum(dim=1, dtype=_wide(out.dtype))
+    if native.can_run(grad_y_NPK, factor_NK, through_NK):
+        return native.gelu_grn_grad(grad_y_NPK, gelu_NPK, factor_NK, through_NK, slope)
+    factor_N1K, through_N1K = (x.to(slope.dtype)[:, None] for x in (factor_NK, through_NK))
+    slope *= (gelu_NPK * through_N1K).addcmul_(grad_y_NPK, factor_N1K)
+    return slope.sum(dim=1, dtype=_wide(slope.dtype))
 
 
 def _relative(norm_NK: Tensor, eps: float) -> Tensor:

@@ -109,22 +109,26 @@ def test_the_number_of_threads_changes_nothing(random_mask):
 def test_gelu_and_what_grn_needs_of_it(shape, relative_error):
     hidden_NPK = torch.randn(shape) * 3
     grad_NPK, (factor_NK, through_NK) = torch.randn(shape), torch.randn(2, shape[0], shape[2])
-    bias = torch.randn(shape[2])
-    gelu, grad_hidden = torch.full((2, *shape), torch.nan)
-    operands = (grad_NPK, hidden_NPK, bias, factor_NK, through_NK)
-    sums = [
-        native.gelu_square_sum(hidden_NPK, bias, gelu),
-        native.gelu_grn_grad(*operands, grad_hidden),
-    ]
-    actual = [gelu, grad_hidden, *sums]
+    bias, shift = torch.randn(2, shape[2])
+    gelu, again, slope, scaled = torch.full((4, *shape), torch.nan)
+    squares_NK = native.gelu_square_sum(hidden_NPK, bias, gelu)
+    native.gelu_again(hidden_NPK, bias, factor_NK, shift, again, slope, scaled)
+    grad_hidden = slope.clone()
+    sums_NK = native.gelu_grn_grad(grad_NPK, again, factor_NK, through_NK, grad_hidden)
+    products_NK = native.product_sum(grad_NPK, hidden_NPK)
+    actual = [gelu, again, slope, scaled, grad_hidden, squares_NK, sums_NK, products_NK]
 
     def by_torch(dtype: torch.dtype) -> list[Tensor]:
         x_NPK = (hidden_NPK.to(dtype) + bias.to(dtype)).requires_grad_()
         y_NPK = F.gelu(x_NPK)
+        (slope,) = torch.autograd.grad(y_NPK.sum(), x_NPK, retain_graph=True)
         factor_N1K, through_N1K = (x.to(dtype)[:, None] for x in (factor_NK, through_NK))
+        scaled = y_NPK * factor_N1K + shift.to(dtype)
         upstream = grad_NPK.to(dtype) * factor_N1K + y_NPK.detach() * through_N1K
         (grad,) = torch.autograd.grad(y_NPK, x_NPK, upstream)
-        return [y_NPK, grad, y_NPK.square().sum(dim=1), grad.sum(dim=1)]
+        products_NK = (grad_NPK.to(dtype) * hidden_NPK.to(dtype)).sum(dim=1)
+        squares_NK = y_NPK.square().sum(dim=1)
+        return [y_NPK, y_NPK, slope, scaled, grad, squares_NK, grad.sum(dim=1), products_NK]
 
     exact = by_torch(torch.float64)
     for ours, plain, wanted in zip(actual, by_torch(torch.float32), exact, strict=True):

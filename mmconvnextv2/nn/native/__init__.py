@@ -154,36 +154,82 @@ def gelu_square_sum(hidden_NPK: Tensor, bias_K: Tensor, out_NPK: Tensor) -> Tens
 
 
 @torch.library.custom_op(
-    "mmconvnextv2::gelu_grn_grad",
-    mutates_args=("out_NPK",),
+    "mmconvnextv2::gelu_again",
+    mutates_args=("out_NPK", "slope_NPK", "scaled_NPK"),
     device_types="cpu",
-    schema="(Tensor grad_NPK, Tensor hidden_NPK, Tensor bias_K, Tensor factor_NK, "
-    "Tensor through_NK, Tensor(a!) out_NPK) -> Tensor",
+    schema="(Tensor hidden_NPK, Tensor bias_K, Tensor factor_NK, Tensor shift_K, "
+    "Tensor(a!) out_NPK, Tensor(b!) slope_NPK, Tensor(c!) scaled_NPK) -> ()",
 )
-def gelu_grn_grad(
-    grad_NPK: Tensor,
+def gelu_again(
     hidden_NPK: Tensor,
     bias_K: Tensor,
     factor_NK: Tensor,
-    through_NK: Tensor,
+    shift_K: Tensor,
     out_NPK: Tensor,
+    slope_NPK: Tensor,
+    scaled_NPK: Tensor,
+) -> None:
+    """What the backward pass needs of ``gelu(hidden + bias)``, all of it computed again.
+
+    Args:
+        hidden_NPK: ``(N, P, K)``.
+        bias_K: ``(K,)``.
+        factor_NK: ``(N, K)``.
+        shift_K: ``(K,)``.
+        out_NPK: contiguous, receives the GELU.
+        slope_NPK: contiguous, receives its derivative.
+        scaled_NPK: contiguous, receives ``gelu * factor + shift``.
+    """
+    operands = (hidden_NPK, bias_K, factor_NK, shift_K, out_NPK, slope_NPK, scaled_NPK)
+    _call("gelu_again", *operands, *hidden_NPK.shape)
+
+
+@torch.library.custom_op(
+    "mmconvnextv2::product_sum",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor a_NPK, Tensor b_NPK) -> Tensor",
+)
+def product_sum(a_NPK: Tensor, b_NPK: Tensor) -> Tensor:
+    """Sum of ``a * b`` over the positions of an image.
+
+    Args:
+        a_NPK: ``(N, P, K)``.
+        b_NPK: ``(N, P, K)``.
+
+    Returns:
+        ``(N, K)``.
+    """
+    sums_NK = a_NPK.new_empty(a_NPK.shape[0], a_NPK.shape[2])
+    _call("product_sum", a_NPK, b_NPK, sums_NK, *a_NPK.shape)
+    return sums_NK
+
+
+@torch.library.custom_op(
+    "mmconvnextv2::gelu_grn_grad",
+    mutates_args=("slope_NPK",),
+    device_types="cpu",
+    schema="(Tensor grad_NPK, Tensor gelu_NPK, Tensor factor_NK, Tensor through_NK, "
+    "Tensor(a!) slope_NPK) -> Tensor",
+)
+def gelu_grn_grad(
+    grad_NPK: Tensor, gelu_NPK: Tensor, factor_NK: Tensor, through_NK: Tensor, slope_NPK: Tensor
 ) -> Tensor:
-    """Gradient of a GELU's input, ``(grad * factor + gelu(x) * through) * gelu'(x)``.
+    """Gradient of a GELU's input, ``(grad * factor + gelu * through) * slope``.
 
     Args:
         grad_NPK: ``(N, P, K)``.
-        hidden_NPK: ``(N, P, K)``; x is its sum with the bias.
-        bias_K: ``(K,)``.
+        gelu_NPK: ``(N, P, K)``.
         factor_NK: ``(N, K)``.
         through_NK: ``(N, K)``.
-        out_NPK: contiguous, receives the gradient.
+        slope_NPK: contiguous, the GELU's derivative, receives the gradient.
 
     Returns:
         The gradient's sum over positions, ``(N, K)``.
     """
     sums_NK = torch.empty_like(factor_NK)
-    operands = (grad_NPK, hidden_NPK, bias_K, factor_NK, through_NK, out_NPK, sums_NK)
-    _call("gelu_backward", *operands, *hidden_NPK.shape)
+    operands = (grad_NPK, gelu_NPK, factor_NK, through_NK, slope_NPK, sums_NK)
+    _call("gelu_backward", *operands, *grad_NPK.shape)
     return sums_NK
 
 

@@ -228,10 +228,32 @@ struct Shape {
 };
 
 // Calls visit(i, j, k, width) for every block of `width` channels, whose first element lies at i in
-// (N, P, K), at j in (N, K) and at k in (K). What it returns is summed over positions into sums
-// (N, K).
+// (N, P, K), at j in (N, K) and at k in (K).
 template <class Visit>
-void visit_rows(Shape shape, float* sums, Visit visit) {
+void visit_image_rows(Shape shape, int64_t image, int64_t first, int64_t last, Visit visit) {
+    const int64_t channels = shape.channels;
+    for (int64_t p = first; p < last; ++p) {
+        const int64_t row = (image * shape.positions + p) * channels;
+        for (int64_t k = 0; k < channels; k += WIDTH) {
+            const int width = static_cast<int>(std::min<int64_t>(WIDTH, channels - k));
+            visit(row + k, image * channels + k, k, width);
+        }
+    }
+}
+
+template <class Visit>
+void visit_rows(Shape shape, Visit visit) {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t image = 0; image < shape.images; ++image) {
+        for (int64_t p = 0; p < shape.positions; ++p) {
+            visit_image_rows(shape, image, p, p + 1, visit);
+        }
+    }
+}
+
+// The same, and what `visit` returns is summed over positions into sums (N, K).
+template <class Visit>
+void sum_rows(Shape shape, float* sums, Visit visit) {
     const int64_t channels = shape.channels;
     const int64_t chains = (shape.positions + CHAIN - 1) / CHAIN;
     std::vector<float> partial(shape.images * chains * channels);
@@ -240,14 +262,10 @@ void visit_rows(Shape shape, float* sums, Visit visit) {
         for (int64_t chain = 0; chain < chains; ++chain) {
             float* total = partial.data() + (image * chains + chain) * channels;
             const int64_t last = std::min(shape.positions, (chain + 1) * CHAIN);
-            for (int64_t p = chain * CHAIN; p < last; ++p) {
-                const int64_t row = (image * shape.positions + p) * channels;
-                for (int64_t k = 0; k < channels; k += WIDTH) {
-                    const int width = static_cast<int>(std::min<int64_t>(WIDTH, channels - k));
-                    const Vec value = visit(row + k, image * channels + k, k, width);
-                    store(total + k, load(total + k, width) + value, width);
-                }
-            }
+            auto add = [=](int64_t i, int64_t j, int64_t k, int width) {
+                store(total + k, load(total + k, width) + visit(i, j, k, width), width);
+            };
+            visit_image_rows(shape, image, chain * CHAIN, last, add);
         }
     }
     for (int64_t image = 0; image < shape.images; ++image) {
@@ -293,7 +311,7 @@ void depthwise_weight_gradient(const float* rows, const float* grad, float* part
 // y = gelu(hidden + bias) with bias (K), and the sum of its squares over positions.
 void gelu_forward(const float* hidden, const float* bias, float* y, float* squares, int64_t images,
                   int64_t positions, int64_t channels) {
-    visit_rows({images, positions, channels}, squares, [=](int64_t i, int64_t, int64_t k, int width) {
+    sum_rows({images, positions, channels}, squares, [=](int64_t i, int64_t, int64_t k, int width) {
         const Vec x = load(hidden + i, width) + load(bias + k, width);
         const Vec value = x * normal(x).distribution;
         store(y + i, value, width);
@@ -301,18 +319,39 @@ void gelu_forward(const float* hidden, const float* bias, float* y, float* squar
     });
 }
 
-// grad_hidden = (grad * factor + gelu(x) * through) * gelu'(x) with x = hidden + bias, factor and
-// through (N, K), and its sum over positions.
-void gelu_backward(const float* grad, const float* hidden, const float* bias, const float* factor,
-                   const float* through, float* grad_hidden, float* sums, int64_t images,
-                   int64_t positions, int64_t channels) {
-    visit_rows({images, positions, channels}, sums, [=](int64_t i, int64_t j, int64_t k, int width) {
+// With x = hidden + bias: y = gelu(x), its slope gelu'(x), and scaled = y * factor + shift, with
+// factor (N, K) and shift (K).
+void gelu_again(const float* hidden, const float* bias, const float* factor, const float* shift,
+                float* y, float* slope, float* scaled, int64_t images, int64_t positions,
+                int64_t channels) {
+    visit_rows({images, positions, channels}, [=](int64_t i, int64_t j, int64_t k, int width) {
         const Vec x = load(hidden + i, width) + load(bias + k, width);
         const Normal n = normal(x);
+        const Vec value = x * n.distribution;
+        store(y + i, value, width);
+        store(slope + i, n.distribution + x * n.density, width);
+        store(scaled + i, value * load(factor + j, width) + load(shift + k, width), width);
+    });
+}
+
+// Sum of a * b over positions.
+void product_sum(const float* a, const float* b, float* sums, int64_t images, int64_t positions,
+                 int64_t channels) {
+    sum_rows({images, positions, channels}, sums, [=](int64_t i, int64_t, int64_t, int width) {
+        return load(a + i, width) * load(b + i, width);
+    });
+}
+
+// slope becomes (grad * factor + y * through) * slope, factor and through (N, K); and its sum over
+// positions.
+void gelu_backward(const float* grad, const float* y, const float* factor, const float* through,
+                   float* slope, float* sums, int64_t images, int64_t positions,
+                   int64_t channels) {
+    sum_rows({images, positions, channels}, sums, [=](int64_t i, int64_t j, int64_t, int width) {
         const Vec direct = load(grad + i, width) * load(factor + j, width);
-        const Vec shared = x * n.distribution * load(through + j, width);
-        const Vec value = (direct + shared) * (n.distribution + x * n.density);
-        store(grad_hidden + i, value, width);
+        const Vec shared = load(y + i, width) * load(through + j, width);
+        const Vec value = (direct + shared) * load(slope + i, width);
+        store(slope + i, value, width);
         return value;
     });
 }
