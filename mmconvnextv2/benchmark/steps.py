@@ -80,5 +80,8 @@ class ForwardPass(TrainingStep):
 
 
 def adamw(module: nn.Module) -> AdamW:
-    """The optimizer of masked pre-training (paper, table 8), in one group, the same for all."""
-    return AdamW(module.parameters(), lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05)
+    """The optimizer of masked pre-training (paper, table 8), in one group, the same for all.
+
+    Fused, as in our recipe: PyTorch's default takes several times as long.
+    """
+    return AdamW(module.parameters(), lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
