@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         if args.benchmark == "report":
-            print(report.write_report(args.json, args.out))
+            print(report.write_report(args.json, args.out, args.plans))
         else:
             run_benchmark(args, f"python -m mmconvnextv2.benchmark {shlex.join(argv)}")
     except (ValueError, OSError) as error:

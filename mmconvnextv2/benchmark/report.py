@@ -37,18 +37,36 @@ All alternatives of a step have the same AdamW.
 """
 
 
+AT_SCALE = """\
+## At scale
+
+Whole recipes, from a step in the tables above: `tools/analysis_tools/plan_run.py` multiplies it by
+the recipe's schedule. What it calls measured was; the rest is an extrapolation, linear in the batch
+and with perfect scaling over the processes, so that a real cluster takes longer. The times are
+those of the machine above, whose steps they are.
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what this command understands."""
     parser.add_argument("json", nargs="+", type=Path, help="files that `--json` wrote")
+    parser.add_argument(
+        "--plans",
+        nargs="+",
+        default=[],
+        type=Path,
+        help="what plan_run.py printed, a file a recipe",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder to write to (docs)")
 
 
-def write_report(paths: Sequence[Path], out: Path) -> Path:
+def write_report(paths: Sequence[Path], out: Path, plans: Sequence[Path] = ()) -> Path:
     """Write the page and its pictures.
 
     Args:
         paths: documents, in the order in which they shall stand.
         out: folder of the page.
+        plans: texts of `tools/analysis_tools/plan_run.py`.
 
     Returns:
         The page.
@@ -67,22 +85,29 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
         pictures[path] = png
         return f"![{name}]({path.as_posix()})"
 
-    page = render(documents, add_picture)
+    page = render(documents, add_picture, [path.read_text() for path in plans])
     for path, png in pictures.items():
         write_atomically(out / path, png)
     write_atomically(out / PAGE, page.encode())
     return out / PAGE
 
 
-def render(documents: Sequence[Mapping[str, Any]], add_picture: Callable[[str, bytes], str]) -> str:
+def render(
+    documents: Sequence[Mapping[str, Any]],
+    add_picture: Callable[[str, bytes], str],
+    plans: Sequence[str] = (),
+) -> str:
     """The page's text.
 
     Args:
         documents: what the benchmarks wrote.
         add_picture: takes a picture's name and PNG, returns the Markdown that shows it.
+        plans: of whole recipes, as plain text.
     """
     parts = [INTRODUCTION, render_targets(evaluate(TARGETS, documents))]
     parts += [render_document(document, add_picture) for document in documents]
+    if plans:
+        parts += [AT_SCALE, *(f"```\n{plan.strip()}\n```\n" for plan in plans)]
     return "\n".join(parts)
 
 

@@ -149,6 +149,18 @@ def test_files_that_are_no_results_are_refused(tmp_path, capsys):
     assert not (tmp_path / "docs").exists()
 
 
+def test_plans_of_whole_recipes_stand_below_the_tables(tmp_path):
+    write_document(document(row("packed", 1.0)), tmp_path / "one.json")
+    (tmp_path / "plan.txt").write_text("processes  whole run\n        8     3 days\n")
+    command = ["report", str(tmp_path / "one.json"), "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert "At scale" not in (tmp_path / "benchmarks.md").read_text()
+    assert main([*command, "--plans", str(tmp_path / "plan.txt")]) == 0
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert page.endswith("```\nprocesses  whole run\n        8     3 days\n```\n")
+    assert page.index("## pretrain_step") < page.index("## At scale")
+
+
 def test_documents_survive_writing(tmp_path):
     one = document(row("packed", 1.0))
     write_document(one, tmp_path / "new" / "one.json")

@@ -253,6 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"plan_run.py: {error}", file=sys.stderr)
         return 2
+    print(f"config     {args.config}")
     print("\n".join(report(schedule, num_images, source, lasting, plans)))
     print(assumptions(cfg, schedule, plans, args.efficiency))
     return 0
