@@ -42,7 +42,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 PATHS = sorted((CONFIGS / "mask_rcnn").glob("*.py"))
 IDS = [path.stem for path in PATHS]
 LSJ = "mask-rcnn_convnextv2-{}_fpn_8xb4-amp-lsj-3x_coco"
-SAMPLE = "mask-rcnn_convnextv2-atto_fpn_1xb4-4e_sample"
+SAMPLE = "mask-rcnn_convnextv2-atto_fpn_1xb4-2e_sample"
 # Encoders without norms and classifier, counted by hand from the paper; channels; drop path.
 ENCODERS = {
     "atto": (3_386_760, (40, 80, 160, 320), 0.1),

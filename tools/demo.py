@@ -123,7 +123,7 @@ def classify(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
 
 def detect(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
     """Fine-tune Mask R-CNN from the digit classifier."""
-    cfg = sample_config("mask_rcnn/mask-rcnn_convnextv2-atto_fpn_1xb4-4e_sample.py", options)
+    cfg = sample_config("mask_rcnn/mask-rcnn_convnextv2-atto_fpn_1xb4-2e_sample.py", options)
     root = data / "detection"
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = f"{root}/"
