@@ -117,7 +117,7 @@ def cuda_tools_present() -> bool:
 def fingerprint(root: str, stack: str, python: Sequence[int], cuda: bool) -> str:
     """Hash of everything that the content of the environment depends on."""
     digest = hashlib.sha256(repr((root, stack, tuple(python[:3]), cuda)).encode())
-    groups = ["build", "runtime", "tests", stack]
+    groups = ["build", "runtime", "tests", "domains", stack]
     files = ["requirements/{}.txt".format(group) for group in groups]
     for name in files + ["setup.py", "pyproject.toml", "tools/setup_env.py"]:
         with open(os.path.join(root, name), "rb") as file:
@@ -373,6 +373,8 @@ def install(env: str, stack: str) -> None:
     install_openmmlab(installer)
     project = ["--no-build-isolation", "-e", ".", "-r", requirements_file("tests")]
     installer.pip("mmconvnextv2 and its tests' tools", *project, *pins)
+    # Read as files: what these packages would import is not needed.
+    installer.pip("images of real domains", "--no-deps", "-r", requirements_file("domains"))
 
 
 def set_up(stack: str) -> None:

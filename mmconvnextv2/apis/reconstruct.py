@@ -6,12 +6,13 @@ Shape suffixes: C channels, H and W pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
@@ -19,8 +20,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmconvnextv2.checkpoint import load_strictly, read_checkpoint, to_our_names
-from mmconvnextv2.datasets.image_reading import read_image
+from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, read_image
 from mmconvnextv2.datasets.image_scan import resolve_folder, scan_folder
+from mmconvnextv2.datasets.raster_reading import RASTER_SUFFIXES
 from mmconvnextv2.models import FCMAE
 from mmconvnextv2.visualization.files import save_png
 from mmconvnextv2.visualization.prediction import draw_reconstructions
@@ -63,28 +65,34 @@ def reconstruct(
     """
     if num_images < 1:
         raise ValueError(f"the number of images must be at least 1, got {num_images}")
-    paths = _pick_images(Path(images), num_images)
-    state_dict = _read_with_decoder(checkpoint)
     if not isinstance(config, Config):
         config = Config.fromfile(config)
-    size_HW = _checked_size(_training_crop(config) if image_size is None else image_size)
+    pipeline = _training_pipeline(config)
+    raster = next((step for step in pipeline if step["type"] == "LoadRaster"), None)
+    suffixes = IMAGE_SUFFIXES if raster is None else RASTER_SUFFIXES
+    paths = _pick_images(Path(images), num_images, suffixes)
+    state_dict = _read_with_decoder(checkpoint)
+    size_HW = _checked_size(_training_crop(pipeline) if image_size is None else image_size)
     device = _checked_device(device)
     model = _build(config)
     load_strictly(model, state_dict)
     model.to(device)
     preprocessor: Any = model.data_preprocessor
-    channels = preprocessor.mean.numel()
-    inputs = [_read_input(path, size_HW, channels) for path in paths]
+    if raster is None:
+        channels = preprocessor.mean.numel()
+        inputs = [_read_input(path, size_HW, channels) for path in paths]
+    else:
+        inputs = [_read_raster_input(path, size_HW, raster) for path in paths]
     grid = draw_reconstructions(model, inputs, seed=seed, mask_ratio=mask_ratio)
     if out is not None:
         save_png(grid, out)
     return grid
 
 
-def _pick_images(path: Path, count: int) -> list[Path]:
+def _pick_images(path: Path, count: int, suffixes: Collection[str]) -> list[Path]:
     if path.is_file():
         return [path]
-    found = scan_folder(resolve_folder(path)).images
+    found = scan_folder(resolve_folder(path), suffixes).images
     indices = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
     return [Path(found[index]) for index in indices]
 
@@ -102,12 +110,16 @@ def _read_with_decoder(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state_dict
 
 
-def _training_crop(config: Config) -> int | tuple[int, int]:
-    """Output size of the last crop of the training pipeline: a side, or (height, width)."""
+def _training_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
     dataset: Mapping[str, Any] = config.get("train_dataloader", {}).get("dataset", {})
     while "pipeline" not in dataset and "dataset" in dataset:
         dataset = dataset["dataset"]
-    for transform in reversed(dataset.get("pipeline", [])):
+    return dataset.get("pipeline", [])
+
+
+def _training_crop(pipeline: Sequence[Mapping[str, Any]]) -> int | tuple[int, int]:
+    """Output size of the last crop of the training pipeline: a side, or (height, width)."""
+    for transform in reversed(pipeline):
         if str(transform["type"]).endswith("Crop"):
             # (Load)RandomResizedCrop calls it scale, RandomCrop and CenterCrop crop_size.
             return transform["scale"] if "scale" in transform else transform["crop_size"]
@@ -156,3 +168,11 @@ def _read_input(path: Path, size_HW: tuple[int, int], channels: int) -> Tensor:
     fitted = ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.BICUBIC)
     image_HWC = torch.from_numpy(np.array(fitted).reshape(height, width, channels))
     return image_HWC.permute(2, 0, 1).flip(0)
+
+
+def _read_raster_input(
+    path: Path, size_HW: tuple[int, int], load_raster: Mapping[str, Any]
+) -> Tensor:
+    """Read an image at its own depth, as the config's pipeline would: float32 (C, H, W)."""
+    steps = Compose([load_raster, dict(type="RasterCenterCrop", scale=size_HW)])
+    return torch.from_numpy(steps({"img_path": str(path)})["img"]).permute(2, 0, 1)

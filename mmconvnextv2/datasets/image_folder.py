@@ -12,16 +12,19 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from mmconvnextv2.datasets.image_reading import UnreadableImageError
+from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, UnreadableImageError, check_header
 from mmconvnextv2.datasets.image_scan import (
     FolderScan,
     choose_headers,
     count_suffixes,
     describe_bad,
+    describe_mixture,
     find_bad_headers,
     resolve_folder,
     scan_folder,
 )
+from mmconvnextv2.datasets.raster_reading import RASTER_SUFFIXES
+from mmconvnextv2.datasets.raster_transforms import LoadRaster
 
 
 class BadImagesError(RuntimeError):
@@ -49,7 +52,7 @@ def allowed_bad(max_bad_share: float, count: int) -> int:
 
 @DATASETS.register_module()
 class ImageFolder(BaseDataset):
-    """All images below a folder: nested or flat, of any kind that `read_image` reads, no labels.
+    """All images below a folder: nested or flat, of any kind that the pipeline reads, no labels.
 
     What cannot be read is counted, named and left out:
 
@@ -64,8 +67,13 @@ class ImageFolder(BaseDataset):
       and more than five, of what it has tried itself. In test mode nothing is replaced: the error
       is raised.
 
-    Only errors of reading are treated so: the pipeline has to load with `LoadRandomResizedCrop` or
-    `LoadImage`.
+    Only errors of reading are treated so: the pipeline has to load with `LoadRandomResizedCrop`,
+    `LoadImage` or `LoadRaster`.
+
+    With `LoadRaster` .npy files count as images, and a file of another number of channels than it
+    asks for, or of another number type than its `dtype`, counts as unreadable. Where it asks for
+    no type, the files checked must share one: the same value would mean different things. Images
+    of different sizes are welcome, since crops bring them to one.
 
     Args:
         data_root: The folder.
@@ -81,7 +89,7 @@ class ImageFolder(BaseDataset):
         FileNotFoundError: The folder or the split does not exist.
         NotADirectoryError: `data_root` is a file.
         ValueError: No image in the folder, or `max_bad_share` is outside [0, 1].
-        BadImagesError: Too many images are unreadable.
+        BadImagesError: Too many images are unreadable, or rasters are of different number types.
     """
 
     def __init__(
@@ -117,16 +125,39 @@ class ImageFolder(BaseDataset):
             One `dict(img_path=...)` an image, in a fixed order.
         """
         folder = resolve_folder(self.data_root, self.split)
-        scan = scan_folder(folder)
+        loader = self._raster_loader()
+        scan = scan_folder(folder, IMAGE_SUFFIXES if loader is None else RASTER_SUFFIXES)
         chosen = choose_headers(scan.images)
         self._num_files = len(scan.images)
-        self._bad = {**scan.unlistable, **find_bad_headers(chosen)}
+        self._bad = {**scan.unlistable, **self._check_headers(chosen, loader)}
         images = [path for path in scan.images if path not in self._bad]
         self._refuse_if_too_many_bad(len(chosen), f"{len(chosen):,} checked")
         if not images:
             raise BadImagesError(f"no readable image in {folder}:\n{describe_bad(self._bad)}")
         self._report(os.fspath(folder), images, scan, len(chosen))
         return [{"img_path": path} for path in images]
+
+    def _raster_loader(self) -> LoadRaster | None:
+        steps = self.pipeline.transforms
+        return next((step for step in steps if isinstance(step, LoadRaster)), None)
+
+    def _check_headers(self, paths: list[str], loader: LoadRaster | None) -> dict[str, str]:
+        """Return the reason by path for what cannot be used; refuse rasters of mixed types."""
+        if loader is None:
+            return find_bad_headers(paths, check_header)
+        types: dict[str, str] = {}
+
+        def check(path: str) -> None:
+            types[path] = loader.check_header(path).dtype
+
+        bad = find_bad_headers(paths, check)
+        if len(set(types.values())) > 1:
+            raise BadImagesError(
+                f"the images in {self.data_root} are of different number types, so their values "
+                f"are on different scales: {describe_mixture(types)}. Convert them, keep them in "
+                "folders of their own, or name the type to use as LoadRaster(dtype=...)"
+            )
+        return bad
 
     def prepare_data(self, idx: int) -> Any:
         """Run the pipeline on one image, or on the next readable one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +81,9 @@ def resolve_folder(root: str | os.PathLike[str], split: str | None = None) -> Pa
     )
 
 
-def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:
+def scan_folder(
+    folder: str | os.PathLike[str], suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> FolderScan:
     """List the images of a folder and of its sub-folders.
 
     Names that start with a dot are skipped, files and folders. Links are followed; a folder that
@@ -90,6 +92,7 @@ def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:
 
     Args:
         folder: An existing folder.
+        suffixes: Suffixes of images, in lower case; `RASTER_SUFFIXES` adds .npy.
 
     Returns:
         The images, with what else was met.
@@ -116,11 +119,12 @@ def scan_folder(folder: str | os.PathLike[str]) -> FolderScan:
         visited.add((identity.st_dev, identity.st_ino))
         sub_folders = [entry.path for entry in entries if _is_folder(entry)]
         pending.extend(reversed(sub_folders))
-        _collect_files((entry for entry in entries if not _is_folder(entry)), scan)
+        files = (entry for entry in entries if not _is_folder(entry))
+        _collect_files(files, scan, suffixes)
     if not scan.images:
         raise TooFewImagesError(
             f"no image in {os.fspath(folder)} or below: found {_describe_others(scan)}; "
-            f"looked for {' '.join(sorted(IMAGE_SUFFIXES))}"
+            f"looked for {' '.join(sorted(suffixes))}"
         )
     return scan
 
@@ -136,13 +140,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
-def _collect_files(entries: Iterable[os.DirEntry[str]], scan: FolderScan) -> None:
+def _collect_files(
+    entries: Iterable[os.DirEntry[str]], scan: FolderScan, suffixes: Collection[str]
+) -> None:
     for entry in entries:
         suffix = os.path.splitext(entry.name)[1].lower()
         # A dangling link counts as an image that cannot be read; a pipe or device is no image.
-        if suffix in IMAGE_SUFFIXES and (
-            entry.is_file(follow_symlinks=False) or entry.is_symlink()
-        ):
+        if suffix in suffixes and (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
             scan.images.append(entry.path)
         else:
             scan.others[suffix] += 1
@@ -155,24 +159,27 @@ def choose_headers(paths: Sequence[str]) -> list[str]:
     return [paths[i * len(paths) // CHECK_SAMPLE] for i in range(CHECK_SAMPLE)]
 
 
-def find_bad_headers(paths: Sequence[str]) -> dict[str, str]:
+def find_bad_headers(
+    paths: Sequence[str], check: Callable[[str], object] = check_header
+) -> dict[str, str]:
     """Check the headers of files, several at a time.
 
     Args:
         paths: The files.
+        check: Raises `UnreadableImageError` on a file that cannot be used.
 
     Returns:
         Reason by path for those that cannot be read, in the order of `paths`.
     """
     # On a slow or remote disk the threads wait together; Pillow's parsing itself runs one by one.
     with ThreadPoolExecutor(_CHECK_THREADS) as pool:
-        reasons = pool.map(_header_fault, paths)
+        reasons = pool.map(lambda path: _header_fault(path, check), paths)
         return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
-def _header_fault(path: str) -> str | None:
+def _header_fault(path: str, check: Callable[[str], object]) -> str | None:
     try:
-        check_header(path)
+        check(path)
     except UnreadableImageError as error:
         return error.reason
     return None
@@ -184,6 +191,13 @@ def describe_bad(bad: dict[str, str]) -> str:
     if len(bad) > _NAMED_AT_MOST:
         lines.append(f"  and {len(bad) - _NAMED_AT_MOST:,} more")
     return "\n".join(lines)
+
+
+def describe_mixture(kinds: Mapping[str, str]) -> str:
+    """Return for example "9 uint16 (such as a.tif), 1 uint8 (such as b.png)", by kind of path."""
+    counts = Counter(kinds.values()).most_common()
+    examples = {kind: path for path, kind in sorted(kinds.items(), reverse=True)}
+    return ", ".join(f"{count:,} {kind} (such as {examples[kind]})" for kind, count in counts)
 
 
 def count_suffixes(paths: Iterable[str]) -> str:

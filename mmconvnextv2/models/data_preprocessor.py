@@ -6,7 +6,7 @@ Shape suffixes: N batch, C channels, H and W pixels of an image or cells of a ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.model import BaseDataPreprocessor
@@ -26,9 +26,14 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         mean: mean of each channel, in RGB order for colour images, in the pixels' own range.
         std: standard deviation of each channel.
         to_rgb: reverse the channels of 3-channel images, which OpenMMLab's pipelines deliver as
-            BGR.
+            BGR; False for those of `LoadRaster`, which keeps the file's order.
         mask_ratio: share of cells to remove, strictly between 0 and 1; 0.6 in the paper.
         cell_size: side of the squares that are removed, in pixels, a multiple of 32.
+        clip: lower and upper bound of each channel, to which values beyond are set before they are
+            normalised, as `measure_normalization` finds them; None clips nothing.
+        missing: what to do with missing values, which are NaN: "refuse" raises an error, "ignore"
+            lets them pass, for an `FCMAEHead` that ignores them as well. Only images of
+            floating-point numbers are looked at.
         non_blocking: copy to the device without waiting.
 
     Raises:
@@ -37,6 +42,8 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
 
     mean: Tensor
     std: Tensor
+    low: Tensor | None
+    high: Tensor | None
 
     def __init__(
         self,
@@ -45,6 +52,8 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         to_rgb: bool = True,
         mask_ratio: float = 0.6,
         cell_size: int = CELL_SIZE,
+        clip: tuple[Sequence[float], Sequence[float]] | None = None,
+        missing: Literal["refuse", "ignore"] = "refuse",
         non_blocking: bool = False,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
@@ -57,11 +66,17 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
             raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}")
         if cell_size < CELL_SIZE or cell_size % CELL_SIZE:
             raise ValueError(f"cell_size must be a multiple of {CELL_SIZE}, got {cell_size}")
+        if missing not in ("refuse", "ignore"):
+            raise ValueError(f"missing must be 'refuse' or 'ignore', got {missing!r}")
+        low, high = _checked_bounds(clip, len(mean))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
         self.to_rgb = to_rgb
         self.mask_ratio = mask_ratio
         self.cell_size = cell_size
+        self.missing = missing
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Prepare a batch.
@@ -77,10 +92,13 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
 
         Raises:
             ValueError: the images differ in shape, have another number of channels than the mean,
-                or sides that are not multiples of 32.
+                sides that are not multiples of 32, or missing values that are refused.
         """
         data = self.cast_data(data)
-        x_NCHW = self.normalize(_stack(data["inputs"]))
+        x_NCHW = _stack(data["inputs"])
+        if self.missing == "refuse" and x_NCHW.is_floating_point():
+            _refuse_missing(x_NCHW, data.get("data_samples"))
+        x_NCHW = self.normalize(x_NCHW)
         mask_NHW = self.draw_mask(len(x_NCHW), (x_NCHW.shape[2], x_NCHW.shape[3]))
         return dict(
             inputs=x_NCHW,
@@ -89,7 +107,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         )
 
     def normalize(self, x_NCHW: Tensor) -> Tensor:
-        """Reverse the channels where asked, subtract the mean, divide by the deviation."""
+        """Reverse the channels and clip where asked, subtract the mean, divide by the deviation."""
         channels = x_NCHW.shape[1]
         if channels != self.mean.shape[0]:
             raise ValueError(
@@ -98,7 +116,10 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
             )
         if self.to_rgb and channels == 3:
             x_NCHW = x_NCHW.flip(1)
-        return (x_NCHW.float() - self.mean) / self.std
+        x_NCHW = x_NCHW.float()
+        if self.low is not None:
+            x_NCHW = x_NCHW.clamp(self.low, self.high)
+        return (x_NCHW - self.mean) / self.std
 
     def draw_mask(
         self,
@@ -140,3 +161,30 @@ def _stack(inputs: Tensor | Sequence[Tensor]) -> Tensor:
     if len(shapes) > 1:
         raise ValueError(f"the images of a batch must have one shape, got {sorted(shapes)}")
     return torch.stack(list(inputs))
+
+
+def _checked_bounds(
+    clip: tuple[Sequence[float], Sequence[float]] | None, channels: int
+) -> tuple[Tensor | None, Tensor | None]:
+    if clip is None:
+        return None, None
+    low, high = (torch.tensor(bound, dtype=torch.float32) for bound in clip)
+    if low.shape != (channels,) or high.shape != (channels,) or (low > high).any():
+        raise ValueError(
+            f"clip must be a lower and an upper bound for each of {channels} channels, got {clip}"
+        )
+    return low.view(-1, 1, 1), high.view(-1, 1, 1)
+
+
+def _refuse_missing(x_NCHW: Tensor, data_samples: Sequence[Any] | None) -> None:
+    known_N = x_NCHW.isfinite().flatten(1).all(dim=1)
+    if known_N.all():
+        return
+    number = int((~known_N).nonzero()[0])
+    name = f"image {number} of the batch"
+    if data_samples is not None and "img_path" in data_samples[number]:
+        name = data_samples[number].img_path
+    raise ValueError(
+        f"{name} has missing values (NaN or infinite). Repair the file, or choose "
+        "missing='ignore' for LoadRaster, FCMAEDataPreprocessor and FCMAEHead"
+    )

@@ -29,7 +29,8 @@ class FCMAE(nn.FCMAE, BaseSelfSupervisor):
         init_cfg: OpenMMLab's weight loading for the whole model.
 
     Raises:
-        ValueError: encoder and decoder do not fit.
+        ValueError: encoder and decoder do not fit, or the head takes no missing values and the
+            preprocessor lets them pass.
     """
 
     def __init__(
@@ -51,6 +52,12 @@ class FCMAE(nn.FCMAE, BaseSelfSupervisor):
             init_cfg=init_cfg,
         )
         check_parts(self.backbone, self.neck)
+        lets_missing_pass = getattr(self.data_preprocessor, "missing", "refuse") == "ignore"
+        if lets_missing_pass and self.head.missing != "ignore":
+            raise ValueError(
+                "the data preprocessor lets missing values pass (missing='ignore'), and the head "
+                "would turn them into a loss of NaN: set missing='ignore' in FCMAEHead as well"
+            )
 
     def forward(
         self,

@@ -6,7 +6,7 @@ a patch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -45,6 +45,7 @@ class FCMAE(nn.Module):
         decoder_channels: int = 512,
         decoder_depth: int = 1,
         norm_pix: bool = True,
+        missing: Literal["refuse", "ignore"] = "refuse",
         **backbone: Any,
     ) -> FCMAE:
         """Assemble the three parts with the paper's sizes.
@@ -55,13 +56,14 @@ class FCMAE(nn.Module):
             decoder_channels: width of the decoder.
             decoder_depth: blocks of the decoder.
             norm_pix: normalise each target patch.
+            missing: "ignore" leaves NaN, which stands for a missing value, out of the loss.
             **backbone: further arguments of `ConvNeXtV2`, such as ``mask_layout`` or ``with_cp``.
         """
         encoder = ConvNeXtV2(
             arch, in_channels, gap_before_final_norm=False, output_norms=False, **backbone
         )
         decoder = FCMAEDecoder(encoder.channels[-1], in_channels, decoder_channels, decoder_depth)
-        return cls(encoder, decoder, FCMAEHead(norm_pix=norm_pix))
+        return cls(encoder, decoder, FCMAEHead(norm_pix, missing))
 
     random_masking = staticmethod(random_masking)
 
@@ -75,7 +77,7 @@ class FCMAE(nn.Module):
 
     def forward_encoder(self, x_NCHW: Tensor, mask: Tensor | VisibleCells) -> Tensor:
         """Encode the visible cells: ``(N, C, H / 32, W / 32)``, zeros where cells are removed."""
-        return self.backbone(x_NCHW, mask)[-1]
+        return self.backbone(self.head.fill_missing(x_NCHW), mask)[-1]
 
     def forward_decoder(self, features_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
         """Predict every patch from the encoder's features: ``(N, H, W, P)``."""
@@ -106,7 +108,7 @@ class FCMAE(nn.Module):
             ValueError: an unknown mode, or a mode that needs a mask without one.
         """
         if mode == "tensor":
-            return self.backbone(inputs)
+            return self.backbone(self.head.fill_missing(inputs))
         if mode not in ("loss", "predict"):
             raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
         if mask is None:

@@ -6,6 +6,8 @@ a patch.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -24,27 +26,48 @@ class FCMAEHead(nn.Module):
 
     Args:
         norm_pix: normalise each target patch; False predicts the pixels as they are.
+        missing: "refuse" takes images as complete, which the data preprocessor sees to. With
+            "ignore" NaN stands for a missing value: statistics of patches and loss leave it out.
+
+    Raises:
+        ValueError: `missing` is something else.
     """
 
-    def __init__(self, norm_pix: bool = True) -> None:
+    def __init__(
+        self, norm_pix: bool = True, missing: Literal["refuse", "ignore"] = "refuse"
+    ) -> None:
         super().__init__()
+        if missing not in ("refuse", "ignore"):
+            raise ValueError(f"missing must be 'refuse' or 'ignore', got {missing!r}")
         self.norm_pix = norm_pix
+        self.missing = missing
 
     def forward(self, prediction_NHWP: Tensor, x_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
         """Compute the loss, in at least float32.
 
         Args:
             prediction_NHWP: predicted patches ``(N, H, W, P)``.
-            x_NCHW: images ``(N, C, H, W)``, as the encoder got them.
+            x_NCHW: images ``(N, C, H, W)``, as the preprocessor gives them.
             mask_NHW: boolean ``(N, H, W)``, True where a patch is removed.
 
         Returns:
-            Scalar: the mean over removed patches.
+            Scalar: the mean over removed patches; with missing values the mean over all values of
+            removed patches that are known, 0 where none is.
         """
-        target_NHWP = self._normalize(patchify(x_NCHW, CELL_SIZE))
+        patches_NHWP = patchify(x_NCHW, CELL_SIZE)
+        target_NHWP = self._normalize(patches_NHWP)
         dtype = torch.promote_types(prediction_NHWP.dtype, torch.float32)
+        if self.missing == "ignore":
+            counted_NHWP = ~patches_NHWP.isnan() & mask_NHW[..., None]
+            error_NHWP = prediction_NHWP.to(dtype) - target_NHWP
+            squares_NHWP = torch.where(counted_NHWP, error_NHWP, 0).square()
+            return squares_NHWP.sum() / counted_NHWP.sum().clamp(min=1)
         error_NHW = (prediction_NHWP.to(dtype) - target_NHWP).square().mean(dim=-1)
         return (error_NHW * mask_NHW).sum() / mask_NHW.sum()
+
+    def fill_missing(self, x_NCHW: Tensor) -> Tensor:
+        """Return what the encoder gets: 0, the mean, for a missing value that is ignored."""
+        return torch.where(x_NCHW.isnan(), 0, x_NCHW) if self.missing == "ignore" else x_NCHW
 
     def reconstruct(self, prediction_NHWP: Tensor, x_NCHW: Tensor) -> Tensor:
         """Undo the per-patch normalisation and put the predicted patches together.
@@ -69,5 +92,12 @@ class FCMAEHead(nn.Module):
 
     def _statistics(self, patches_NHWP: Tensor) -> tuple[Tensor, Tensor]:
         # The unbiased variance is what MAE and the official code use.
-        variance, mean = torch.var_mean(patches_NHWP, dim=-1, keepdim=True)
+        if self.missing == "ignore":
+            known_NHWP = ~patches_NHWP.isnan()
+            count_NHW1 = known_NHWP.sum(dim=-1, keepdim=True)
+            mean = patches_NHWP.nansum(dim=-1, keepdim=True) / count_NHW1.clamp(min=1)
+            squares_NHWP = torch.where(known_NHWP, patches_NHWP - mean, 0).square()
+            variance = squares_NHWP.sum(dim=-1, keepdim=True) / (count_NHW1 - 1).clamp(min=1)
+        else:
+            variance, mean = torch.var_mean(patches_NHWP, dim=-1, keepdim=True)
         return mean, (variance + VARIANCE_EPS).sqrt()

@@ -23,18 +23,22 @@ def draw_reconstructions(
     *,
     seed: int = 0,
     mask_ratio: float | None = None,
+    channels: Sequence[int] | None = None,
 ) -> Image.Image:
     """Let a registered `FCMAE` reconstruct images and draw the grid, without disturbing training.
 
-    The masks depend on the seed alone, so that pictures of one run can be compared. The global
-    random states and the train/eval mode of every submodule are as before afterwards.
+    Brightness runs over the clipping bounds of the model's data preprocessor where it has some,
+    else over 0 to 255. The masks depend on the seed alone, so that pictures of one run can be
+    compared. The global random states and the train/eval mode of every submodule are as before
+    afterwards.
 
     Args:
         model: An `mmconvnextv2.models.FCMAE`, not wrapped.
-        images: uint8 tensors (C, H, W) as the pipelines give them (colour images in BGR), all
-            of one size, H and W multiples of 32.
+        images: Tensors (C, H, W) as the pipelines give them, uint8 (colour images in BGR) or
+            floating-point, all of one size, H and W multiples of 32.
         seed: Seed of the masks.
         mask_ratio: Share of cells to remove, inside (0, 1); by default the model's own.
+        channels: One to three channels to show, from 0; by default the first three.
 
     Returns:
         The grid of `reconstruction_grid`.
@@ -56,8 +60,15 @@ def draw_reconstructions(
         ).to(x_NCHW.device)
         samples = model(x_NCHW, batch.get("data_samples"), mask=mask_Nhw, mode="predict")
         reconstruction_NCHW = torch.stack([sample.reconstruction for sample in samples])
+    clip = None if preprocessor.low is None else (preprocessor.low, preprocessor.high)
     return reconstruction_grid(
-        x_NCHW, reconstruction_NCHW, mask_Nhw, preprocessor.mean, preprocessor.std
+        x_NCHW,
+        reconstruction_NCHW,
+        mask_Nhw,
+        preprocessor.mean,
+        preprocessor.std,
+        clip,
+        channels,
     )
 
 

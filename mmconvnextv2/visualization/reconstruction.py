@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+Numbers = Tensor | Sequence[float]
+"""One number a channel, in any shape."""
+
 PANELS = ("original", "masked", "prediction", "composite")
 REMOVED_GREY = 127
 
@@ -26,31 +29,46 @@ _NARROWEST_TILE = 96  # pixels; what the longest label needs in a small but read
 
 
 def unnormalize(
-    x_NCHW: Tensor, mean: Tensor | Sequence[float], std: Tensor | Sequence[float]
+    x_NCHW: Tensor,
+    mean: Numbers,
+    std: Numbers,
+    value_range: tuple[Numbers, Numbers] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Turn normalised pixels back into pictures.
 
-    Computes `x * std + mean`, rounds, and clips to 0..255; what is not a number becomes black.
-    One channel is shown as grey, two as red and green, and of more than three the first three
-    are shown.
+    Computes `x * std + mean`, scales that from `value_range` to 0..255, rounds and clips; what is
+    not a number becomes black. One channel is shown as grey, two as red and green, and of more
+    than three the first three are shown, if no others are chosen.
 
     Args:
         x_NCHW: Normalised images (N, C, H, W), channels in RGB order, any floating dtype.
-        mean: The C means that were subtracted, in the range 0..255; any shape of C numbers.
+        mean: The C means that were subtracted; any shape of C numbers.
         std: The C deviations that were divided by, in the same units.
+        value_range: The C values to show as black and the C to show as full brightness, in those
+            units; 0 and 255 by default.
+        channels: One to three numbers of channels to show, from 0.
 
     Returns:
         uint8 array (N, H, W, 3), RGB.
 
     Raises:
-        ValueError: The images are not 4-D, or mean or std do not hold C numbers.
+        ValueError: The images are not 4-D; mean, std or a bound of the range does not hold C
+            numbers; or a chosen channel does not exist.
     """
     if x_NCHW.dim() != 4:
         raise ValueError(f"images must be (N, C, H, W), got shape {tuple(x_NCHW.shape)}")
-    channels = x_NCHW.shape[1]
-    mean_C11 = _per_channel(mean, channels, "mean")
-    std_C11 = _per_channel(std, channels, "std")
+    count = x_NCHW.shape[1]
+    mean_C11 = _per_channel(mean, count, "mean")
+    std_C11 = _per_channel(std, count, "std")
     x_NCHW = x_NCHW.detach().cpu().float() * std_C11 + mean_C11
+    if value_range is not None:
+        low_C11, high_C11 = (_per_channel(bound, count, "value_range") for bound in value_range)
+        span_C11 = high_C11 - low_C11
+        # A constant channel has equal bounds and shows as black.
+        x_NCHW = torch.where(span_C11 > 0, (x_NCHW - low_C11) * 255 / span_C11, 0)
+    if channels is not None:
+        x_NCHW = x_NCHW[:, _checked_channels(channels, count)]
     x_NCHW = torch.nan_to_num(x_NCHW, nan=0.0).round().clamp(0, 255).to(torch.uint8)
     return _as_rgb(x_NCHW.permute(0, 2, 3, 1).numpy())
 
@@ -59,8 +77,10 @@ def reconstruction_panels(
     x_NCHW: Tensor,
     reconstruction_NCHW: Tensor,
     mask_Nhw: Tensor,
-    mean: Tensor | Sequence[float],
-    std: Tensor | Sequence[float],
+    mean: Numbers,
+    std: Numbers,
+    value_range: tuple[Numbers, Numbers] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Compute the four pictures of every image: original, masked, prediction, composite.
 
@@ -71,8 +91,10 @@ def reconstruction_panels(
         x_NCHW: Normalised input images (N, C, H, W).
         reconstruction_NCHW: Predicted pixels in the same normalised space and shape.
         mask_Nhw: bool (N, h, w), True = removed; H/h = W/w is the side of a cell in pixels.
-        mean: The C means of the normalisation, in the range 0..255.
+        mean: The C means of the normalisation.
         std: The C deviations of the normalisation.
+        value_range: What to show as black and as full brightness; see `unnormalize`.
+        channels: Which channels to show; see `unnormalize`.
 
     Returns:
         uint8 array (N, 4, H, W, 3) in the order of `PANELS`; removed cells are grey
@@ -86,8 +108,9 @@ def reconstruction_panels(
             f"images and reconstruction must have one shape, got {tuple(x_NCHW.shape)} "
             f"and {tuple(reconstruction_NCHW.shape)}"
         )
-    original_NHWC = unnormalize(x_NCHW, mean, std)
-    prediction_NHWC = unnormalize(reconstruction_NCHW, mean, std)
+    shown = mean, std, value_range, channels
+    original_NHWC = unnormalize(x_NCHW, *shown)
+    prediction_NHWC = unnormalize(reconstruction_NCHW, *shown)
     removed_NHW1 = _mask_of_pixels(mask_Nhw, original_NHWC.shape[:3])[..., None]
     masked_NHWC = np.where(removed_NHW1, np.uint8(REMOVED_GREY), original_NHWC)
     composite_NHWC = np.where(removed_NHW1, prediction_NHWC, original_NHWC)
@@ -143,8 +166,10 @@ def reconstruction_grid(
     x_NCHW: Tensor,
     reconstruction_NCHW: Tensor,
     mask_Nhw: Tensor,
-    mean: Tensor | Sequence[float],
-    std: Tensor | Sequence[float],
+    mean: Numbers,
+    std: Numbers,
+    value_range: tuple[Numbers, Numbers] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw a grid: one row per image, the columns original, masked, prediction and composite.
 
@@ -156,8 +181,10 @@ def reconstruction_grid(
         x_NCHW: Normalised input images (N, C, H, W), N >= 1.
         reconstruction_NCHW: Predicted pixels in the same normalised space and shape.
         mask_Nhw: bool (N, h, w), True = removed; H/h = W/w is the side of a cell in pixels.
-        mean: The C means of the normalisation, in the range 0..255.
+        mean: The C means of the normalisation.
         std: The C deviations of the normalisation.
+        value_range: What to show as black and as full brightness; see `unnormalize`.
+        channels: Which channels to show; see `unnormalize`.
 
     Returns:
         An RGB picture with a header row of labels.
@@ -166,7 +193,9 @@ def reconstruction_grid(
         ValueError: The shapes do not belong together, there is no image, or the mask is not
             boolean.
     """
-    panels_NPHWC = reconstruction_panels(x_NCHW, reconstruction_NCHW, mask_Nhw, mean, std)
+    panels_NPHWC = reconstruction_panels(
+        x_NCHW, reconstruction_NCHW, mask_Nhw, mean, std, value_range, channels
+    )
     rows, _, height, width, _ = panels_NPHWC.shape
     if rows == 0:
         raise ValueError("a reconstruction grid needs at least one image, got a batch of 0")
@@ -182,7 +211,15 @@ def reconstruction_grid(
     return canvas
 
 
-def _per_channel(values: Tensor | Sequence[float], channels: int, name: str) -> Tensor:
+def _checked_channels(channels: Sequence[int], count: int) -> list[int]:
+    if not 1 <= len(channels) <= 3 or any(not 0 <= channel < count for channel in channels):
+        raise ValueError(
+            f"channels must be one to three numbers from 0 to {count - 1}, got {tuple(channels)}"
+        )
+    return list(channels)
+
+
+def _per_channel(values: Numbers, channels: int, name: str) -> Tensor:
     tensor = torch.as_tensor(values, dtype=torch.float32).detach().cpu()
     if tensor.numel() != channels:
         raise ValueError(

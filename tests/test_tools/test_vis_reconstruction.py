@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from mmengine.config import Config
 from PIL import Image
@@ -127,6 +128,26 @@ def test_the_picture_shows_what_the_model_computes(files, tool, plain, capsys) -
     assert np.array_equal(panels[:, 1][~removed], panels[:, 0][~removed])
     assert np.array_equal(panels[:, 3][~removed], panels[:, 0][~removed])
     assert np.array_equal(panels[:, 3][removed], panels[:, 2][removed])
+
+
+def test_a_16_bit_image_keeps_its_depth(tmp_path, randomize_grn) -> None:
+    """Steps of 1/65535 are visible: cut to 8 bit, the picture would be one grey."""
+    model = randomize_grn(nn.FCMAE.build(ARCH, in_channels=1, decoder_channels=16))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "run.pth")
+    (tmp_path / "config.py").write_text(CONFIG)
+    config = Config.fromfile(tmp_path / "config.py")
+    config.model.backbone.in_channels = config.model.neck.image_channels = 1
+    low, high = [1000.0], [1255.0]
+    config.data_preprocessor.update(mean=[1100.0], std=[50.0], clip=(low, high))
+    config.train_dataloader.dataset.dataset.pipeline = [
+        dict(type="LoadRaster", channels=1),
+        dict(type="RasterRandomResizedCrop", scale=(64, 96)),
+    ]
+    ramp = 1000 + np.arange(96, dtype=np.uint16)[None, :].repeat(64, axis=0)
+    tifffile.imwrite(tmp_path / "ramp.tif", ramp)
+    reconstruct(config, tmp_path / "run.pth", tmp_path / "ramp.tif", tmp_path / "out.png")
+    original = tiles(tmp_path / "out.png", 1, 64, 96, scale=3, header=36)[0, 0]
+    assert np.array_equal(original, (ramp - 1000)[..., None].repeat(3, axis=2))
 
 
 def test_one_image_another_size_and_ratio(files, tool) -> None:
