@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import mmconvnextv2
 
 pytestmark = pytest.mark.integration
 
@@ -104,7 +108,7 @@ def test_importing_the_package_is_light():
 import sys
 import mmconvnextv2
 assert isinstance(mmconvnextv2.__version__, str)
-assert {"pretrain", "reconstruct"} <= set(dir(mmconvnextv2))
+assert {"pretrain", "reconstruct", "list_models"} <= set(dir(mmconvnextv2))
 try:
     mmconvnextv2.nothing_of_this_name
 except AttributeError as error:
@@ -113,6 +117,27 @@ else:
     raise AssertionError("an unknown attribute was found")
 """
     result = run(code, NOTHING_OF_OPENMMLAB)
+    assert result.returncode == 0, result.stderr
+
+
+def test_entry_points_are_functions_whatever_was_imported_before():
+    """A module of `apis` has the name of its function, which must not hide it."""
+    importlib.import_module("mmconvnextv2.apis.pretrain")
+    names = set(mmconvnextv2.__all__) - {"__version__"}
+    assert len(names) >= 6 and names <= set(dir(mmconvnextv2))
+    for name in names:
+        assert inspect.isfunction(getattr(mmconvnextv2, name)), name
+
+
+def test_the_zoo_names_its_models_without_loading_their_libraries():
+    code = """
+import sys
+import mmconvnextv2
+assert "convnextv2-atto_fcmae-pre_3rdparty_in1k" in mmconvnextv2.list_models()
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"mmcv", "mmpretrain", "mmdet", "mmseg"}, sorted(loaded)
+"""
+    result = run(code)
     assert result.returncode == 0, result.stderr
 
 

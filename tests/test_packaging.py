@@ -19,16 +19,13 @@ PIP = ("--no-deps", "--no-build-isolation", "--no-index", "--no-compile", "--qui
 
 # Without `site`, nothing of this environment is visible, its own editable install included. The
 # folder under test comes first, and the environment's packages after it, for the zoo's imports.
-# `apis` is entered without its __init__, whose imports take seconds.
 LOOK = """
-import os, site, sys, types
+import site, sys
 sys.path[:0] = sys.argv[1:2]
 site.addsitedir(sys.argv[1])
 import mmconvnextv2
 print(mmconvnextv2.__file__)
 sys.path += sys.argv[2:]
-apis = sys.modules["mmconvnextv2.apis"] = types.ModuleType("mmconvnextv2.apis")
-apis.__path__ = [os.path.join(os.path.dirname(mmconvnextv2.__file__), "apis")]
 from mmconvnextv2.apis.configs import config_path, resource_root
 from mmconvnextv2.apis.zoo import find_model, list_models
 print(resource_root())

@@ -11,16 +11,18 @@ from typing import Any
 import mmpretrain
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from mmengine.config import Config
 from mmpretrain.apis import FeatureExtractor, ImageClassificationInferencer, ModelHub
 from modelindex.load_model_index import load
 
-import mmconvnextv2.apis.configs
+import mmconvnextv2
 from mmconvnextv2.analysis.complexity import Complexity, Cost, Part
 from mmconvnextv2.apis.configs import config_path, resource_root
 from mmconvnextv2.apis.zoo import find_model, get_config, list_models, register_models
+from mmconvnextv2.checkpoint import StateDictMismatch
 from mmconvnextv2.models import FCMAE, ConvNeXtV2
 
 pytestmark = pytest.mark.integration
@@ -267,6 +269,73 @@ def test_without_configs_the_error_says_how_to_get_them(
     assert resource_root() == package / ".mim"
     with pytest.raises(FileNotFoundError, match=r"no config a/b\.py in .*\.mim/configs: "):
         config_path("a/b.py")
+
+
+# A model of any task by its name.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("fcmae_convnextv2-atto_64xb64-coslr-800e_in1k", "FCMAE"),
+        ("mask-rcnn_convnextv2-atto_fpn_8xb4-amp-lsj-3x_coco", "MaskRCNN"),
+        ("convnextv2-atto_upernet_8xb2-amp-160k_ade20k-512x512", "EncoderDecoder"),
+    ],
+)
+def test_get_model_builds_every_task_without_weights(name: str, kind: str) -> None:
+    model = mmconvnextv2.get_model(name)
+    assert type(model).__name__ == kind and not model.training
+    assert isinstance(model.backbone, ConvNeXtV2)
+
+
+def test_get_model_with_weights_computes_what_timm_does(tmp_path: Path) -> None:
+    theirs = timm.create_model("convnextv2_atto").eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    ours = mmconvnextv2.get_model(ATTO, pretrained=tmp_path / "timm.pth")
+    x_NCHW = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x_NCHW, mode="tensor"), theirs(x_NCHW), rtol=0, atol=1e-4)
+
+
+def test_get_model_downloads_what_the_zoo_names_and_only_if_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def fetch(location: str) -> Path:
+        asked.append(location)
+        return tmp_path / "weights.pth"
+
+    monkeypatch.setattr("mmconvnextv2.apis.zoo.fetch_checkpoint", fetch)
+    fresh = mmconvnextv2.get_model(ATTO)
+    assert asked == []
+    torch.save(dict(state_dict=fresh.state_dict()), tmp_path / "weights.pth")
+    loaded = mmconvnextv2.get_model(ATTO, pretrained=True)
+    assert asked == [by_name(ATTO)["Weights"]]
+    assert all(map(torch.equal, loaded.state_dict().values(), fresh.state_dict().values()))
+
+
+def test_get_model_takes_an_encoder_for_the_backbone_and_nothing_else_in_part(
+    tmp_path: Path,
+) -> None:
+    name = "convnextv2-atto_3rdparty-fcmae_in1k"
+    state = mmconvnextv2.get_model(name).state_dict()
+    encoder = {k: v for k, v in state.items() if k.startswith(("backbone.d", "backbone.s"))}
+    torch.save(dict(state_dict=encoder), tmp_path / "encoder.pth")
+    model = mmconvnextv2.get_model(name, pretrained=tmp_path / "encoder.pth")
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in encoder.items())
+    for file, wrong in (("short", dict(encoder)), ("half", dict(state))):
+        del wrong["backbone.stages.0.0.grn.gamma"]
+        torch.save(dict(state_dict=wrong), tmp_path / f"{file}.pth")
+        with pytest.raises(StateDictMismatch, match=r"stages\.0\.0\.grn\.gamma"):
+            mmconvnextv2.get_model(name, pretrained=tmp_path / f"{file}.pth")
+
+
+def test_get_model_of_a_recipe_has_no_weights_to_download() -> None:
+    with pytest.raises(ValueError, match="nobody has published weights"):
+        mmconvnextv2.get_model("fcmae_convnextv2-atto_64xb64-coslr-800e_in1k", pretrained=True)
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmseg.apis import inference_model as inference_segmentor
 from PIL import Image
 
-from mmconvnextv2.apis import reconstruct
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.apis.launch import USER_ERRORS, train
+from mmconvnextv2.apis.reconstruct import reconstruct
 from mmconvnextv2.datasets.sample_set import build_sample_set
 from mmconvnextv2.files import write_atomically
 from mmconvnextv2.visualization.curves import plot_loss_curve, read_scalars

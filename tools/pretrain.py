@@ -8,8 +8,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from mmconvnextv2.apis import pretrain
 from mmconvnextv2.apis.launch import USER_ERRORS
+from mmconvnextv2.apis.pretrain import pretrain
 from mmconvnextv2.nn import ARCHITECTURES
 
 

@@ -1,6 +1,1 @@
-"""The whole job in one call."""
-
-from mmconvnextv2.apis.pretrain import pretrain
-from mmconvnextv2.apis.reconstruct import reconstruct
-
-__all__ = ["pretrain", "reconstruct"]
+"""Whole jobs in one call, each in the module of its name; `mmconvnextv2` has the functions."""

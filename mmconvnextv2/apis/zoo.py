@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.logging import print_log
 
 from mmconvnextv2.apis.configs import INDEX, resource_root
+from mmconvnextv2.checkpoint import (
+    backbone_state_dict,
+    fetch_checkpoint,
+    load_strictly,
+    read_checkpoint,
+    to_our_names,
+)
+from mmconvnextv2.checkpoint.loading import OUTPUT_NORM
 
 MMPRETRAIN_TASKS = ("convnextv2", "fcmae")
 """Folders of configs whose models mmpretrain builds."""
@@ -91,6 +101,44 @@ def get_config(name: str) -> Config:
         ValueError: the zoo has no such name.
     """
     return Config.fromfile(find_model(name).config)
+
+
+def get_model(name: str, pretrained: bool | str | os.PathLike[str] = False) -> Any:
+    """Build the model of any task by its name, in evaluation mode.
+
+    Args:
+        name: of the zoo.
+        pretrained: True for the weights that the zoo names, downloaded once and compared with the
+            hash in their name; a path, URL or hub id for others; False leaves the model as
+            initialised.
+
+    Returns:
+        What the config builds: an mmpretrain classifier, `FCMAE`, a model of mmdet or mmseg. The
+        weights of an encoder alone, such as those published after FCMAE, fill the backbone: norm
+        and head then are as initialised, and the log says so.
+
+    Raises:
+        ValueError: the zoo has no such name or no weights for it, or a file cannot be read safely.
+        StateDictMismatch: the weights are not those of the model.
+    """
+    # It takes longer to import than all the rest, and names alone do not need it.
+    from mmconvnextv2.analysis.complexity import build_model
+
+    entry = find_model(name)
+    weights = entry.weights if pretrained is True else pretrained or None
+    if pretrained and weights is None:
+        raise ValueError(f"{name} is a recipe, nobody has published weights of it: give a file")
+    model = build_model(Config.fromfile(entry.config))
+    if weights is None:
+        return model
+    tensors = to_our_names(read_checkpoint(fetch_checkpoint(weights)))
+    if all(key.startswith("backbone.") for key in tensors):
+        encoder = backbone_state_dict(tensors)
+        summary = load_strictly(model.backbone, encoder, OUTPUT_NORM, "backbone tensors")
+    else:
+        summary = load_strictly(model, tensors)
+    print_log(f"{name}: {summary}", logger="current")
+    return model
 
 
 def register_models() -> None:

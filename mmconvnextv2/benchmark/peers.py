@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmconvnextv2.checkpoint import StateDictMismatch, convert_state_dict, load_strictly
+from mmconvnextv2.checkpoint.key_maps import TIMM_CONV_SIZES
 from mmconvnextv2.nn import ARCHITECTURES, ConvNeXtV2
-
-CONV_MLP = {"atto", "femto", "pico", "nano"}
-"""Sizes whose pointwise layers timm writes as 1x1 convolutions."""
-
-TIMM_TO_OURS = (
-    (r"^stem\.", "downsample_layers.0."),
-    (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
-    (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
-    (r"\.conv_dw\.", ".depthwise_conv."),
-    (r"\.mlp\.fc", ".pointwise_conv"),
-    (r"\.mlp\.grn\.weight$", ".grn.gamma"),
-    (r"\.mlp\.grn\.bias$", ".grn.beta"),
-)
-
-TRANSFORMERS_TO_OURS = (
-    (r"^embeddings\.patch_embeddings\.", "downsample_layers.0.0."),
-    (r"^embeddings\.layernorm\.", "downsample_layers.0.1."),
-    (r"^encoder\.stages\.(\d+)\.downsampling_layer\.", r"downsample_layers.\1."),
-    (r"^encoder\.stages\.(\d+)\.layers\.", r"stages.\1."),
-    (r"\.dwconv\.", ".depthwise_conv."),
-    (r"(stages\.\d+\.\d+)\.layernorm\.", r"\1.norm."),
-    (r"\.pwconv", ".pointwise_conv"),
-    (r"\.grn\.weight$", ".grn.gamma"),
-    (r"\.grn\.bias$", ".grn.beta"),
-)
 
 
 class LeftOut(Exception):
@@ -92,11 +68,11 @@ def timm_encoder(ours: ConvNeXtV2, arch: str) -> Encoder:
         num_classes=0,
         use_grn=True,
         ls_init_value=None,
-        conv_mlp=arch in CONV_MLP,
+        conv_mlp=arch in TIMM_CONV_SIZES,
     )
     # The head's norm is no part of the feature map.
     network.head = nn.Identity()
-    load_renamed(network, ours.state_dict(), TIMM_TO_OURS)
+    load_ours(network, ours, "timm")
     return Encoder(network, lambda net, x_NCHW: net.forward_features(x_NCHW))
 
 
@@ -108,7 +84,7 @@ def transformers_encoder(ours: ConvNeXtV2, arch: str) -> Encoder:
     )
     network = transformers.ConvNextV2Model(config)
     network.layernorm = nn.Identity()
-    load_renamed(network, ours.state_dict(), TRANSFORMERS_TO_OURS)
+    load_ours(network, ours, "transformers", prefix="convnextv2.")
     return Encoder(network, lambda net, x_NCHW: net(x_NCHW).last_hidden_state)
 
 
@@ -123,7 +99,7 @@ def mmpretrain_encoder(ours: ConvNeXtV2, arch: str) -> Encoder:
         out_indices=[3],
     )
     network.norm3 = nn.Identity()
-    load_renamed(network, ours.state_dict(), ())
+    load_ours(network, ours, "mmpretrain", prefix="backbone.")
     return Encoder(network, lambda net, x_NCHW: net(x_NCHW)[-1])
 
 
@@ -135,31 +111,24 @@ DENSE_ENCODERS: dict[str, Callable[[ConvNeXtV2, str], Encoder]] = {
 """Each builds a peer's encoder with the weights of ours, by the library's name."""
 
 
-def load_renamed(
-    module: nn.Module, ours: Mapping[str, Tensor], renaming: tuple[tuple[str, str], ...]
-) -> None:
-    """Load our weights into a module that has the same ones under other names and shapes.
+def load_ours(network: nn.Module, ours: ConvNeXtV2, publisher: str, prefix: str = "") -> None:
+    """Load our weights into a peer's network, under its names and in its shapes.
 
     Args:
-        module: the peer's module.
-        ours: our state_dict.
-        renaming: patterns and replacements from its keys to ours.
+        network: the peer's.
+        ours: the backbone, without output norms.
+        publisher: of `mmconvnextv2.checkpoint.PUBLISHERS`.
+        prefix: what the publisher's files have before the names of a network without a head.
 
     Raises:
         LeftOut: the two have not the same tensors.
     """
-    theirs, unused = {}, set(ours)
-    for key, value in module.state_dict().items():
-        name = key
-        for pattern, replacement in renaming:
-            name = re.sub(pattern, replacement, name)
-        if name not in ours or ours[name].numel() != value.numel():
-            raise LeftOut(f"its tensor {key} has no equal among ours ({name})")
-        theirs[key] = ours[name].reshape(value.shape)
-        unused.discard(name)
-    if unused:
-        raise LeftOut(f"it has no place for our {', '.join(sorted(unused))}")
-    module.load_state_dict(theirs, strict=True)
+    converted = convert_state_dict(ours.state_dict(), target=publisher).state_dict
+    try:
+        load_strictly(network, {key.removeprefix(prefix): converted[key] for key in converted})
+    except StateDictMismatch as error:
+        said = " ".join(str(error).split())
+        raise LeftOut(f"its tensors are not those of {publisher}'s files: {said}") from error
 
 
 def mmpretrain_mae(image_size: int) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

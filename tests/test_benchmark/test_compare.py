@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmconvnextv2.benchmark.compare import Candidate, Settings, check_equal, compare
-from mmconvnextv2.benchmark.peers import DENSE_ENCODERS, LeftOut, import_peer, load_renamed
+from mmconvnextv2.benchmark.peers import DENSE_ENCODERS, LeftOut, import_peer, load_ours
 from mmconvnextv2.benchmark.steps import ForwardPass, TrainingStep
 from mmconvnextv2.nn import ConvNeXtV2
 
@@ -135,15 +135,16 @@ def test_peers_compute_what_ours_does_and_other_weights_show(name, tiny_arch, ra
         check_equal(peer(x_NCHW), expected, 1e-5)
 
 
-def test_weights_that_do_not_fit_are_named():
-    state = dict(weight=torch.ones(4, 3), bias=torch.ones(4))
-    load_renamed(nn.Linear(3, 4), state, ())
-    with pytest.raises(LeftOut, match="its tensor bias has no equal"):
-        load_renamed(nn.Linear(3, 4), dict(weight=state["weight"]), ())
-    with pytest.raises(LeftOut, match="no place for our extra"):
-        load_renamed(nn.Linear(3, 4), dict(state, extra=torch.ones(1)), ())
-    with pytest.raises(LeftOut, match="its tensor weight has no equal"):
-        load_renamed(nn.Linear(3, 5), state, ())
+def test_a_peer_with_other_tensors_is_left_out(tiny_arch):
+    ours = ConvNeXtV2(tiny_arch, gap_before_final_norm=False, output_norms=False)
+    twin = ConvNeXtV2(tiny_arch, gap_before_final_norm=False, output_norms=False)
+    load_ours(twin, ours, "mmpretrain", prefix="backbone.")
+    assert torch.equal(twin.downsample_layers[0][0].weight, ours.downsample_layers[0][0].weight)
+    twin.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    with pytest.raises(LeftOut, match="not those of mmpretrain's files: .* 1 missing: scale"):
+        load_ours(twin, ours, "mmpretrain", prefix="backbone.")
+    with pytest.raises(LeftOut, match=r"unexpected: backbone\.downsample_layers"):
+        load_ours(twin, ours, "mmpretrain")
 
 
 def test_absent_packages_are_named():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the check needs onnxrun
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "demo" / "image_demo_onnx.py"
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
 
 
@@ -65,7 +65,21 @@ def close(found: np.ndarray, expected: torch.Tensor, tolerance: float) -> bool:
     return bool(np.abs(found - wanted).max() < tolerance * np.abs(wanted).max())
 
 
-def test_a_classifier_runs_from_the_documented_example(classifier, tmp_path) -> None:
+def demo(image: Path, model: Path, *options: str) -> tuple[int, str, str]:
+    """Run the demo where torch and this package cannot be imported; status, output, errors."""
+    alone = (
+        "import runpy, sys\n"
+        "sys.modules['torch'] = sys.modules['mmconvnextv2'] = None\n"
+        "del sys.argv[0]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", alone, DEMO, image, model, *options], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_classifier_runs_from_the_documented_demo(classifier, tmp_path) -> None:
     config, model, path = classifier
     result = export(config, path, tmp_path / "model.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx"]
@@ -82,22 +96,33 @@ def test_a_classifier_runs_from_the_documented_example(classifier, tmp_path) -> 
 
     pixels_HWC = pictures(224, 224, 3).astype(np.uint8)
     Image.fromarray(pixels_HWC).save(tmp_path / "picture.png")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.S)
-    (example,) = [block for block in blocks if "onnxruntime" in block]
-    alone = "import sys\nsys.modules['torch'] = sys.modules['mmconvnextv2'] = None\n" + example
-    done = subprocess.run(
-        [sys.executable, "-c", alone, str(result.path), str(tmp_path / "picture.png")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    first, *rows = done.stdout.splitlines()
-    assert first == result.metadata["input"]
+    status, out, _ = demo(tmp_path / "picture.png", result.path)
+    assert status == 0
+    rows = [line.split() for line in out.splitlines()]
     x_NCHW = normalised(pixels_HWC.transpose(2, 0, 1)[None])
-    values, labels = model(x_NCHW, mode="tensor")[0].topk(5)
-    assert [int(row.split()[0]) for row in rows] == labels.tolist()
-    assert [float(row.split()[1]) for row in rows] == pytest.approx(values.tolist(), rel=1e-3)
+    scores, labels = model(x_NCHW, mode="tensor")[0].softmax(-1).topk(5)
+    assert [int(row[3]) for row in rows] == labels.tolist()
+    assert [float(row[0]) for row in rows] == pytest.approx((100 * scores).tolist(), abs=0.06)
+
+
+def test_the_demo_takes_the_size_from_the_file_and_refuses_what_it_cannot_feed(
+    classifier, tmp_path
+) -> None:
+    config, model, path = classifier
+    pixels_HWC = np.full((50, 70, 3), (200, 90, 30), np.uint8)  # no matter how it is resized
+    Image.fromarray(pixels_HWC).save(tmp_path / "picture.png")
+    out = export(config, path, tmp_path / "fixed.onnx", shape=(64, 96), batch=1).path
+    status, said, errors = demo(tmp_path / "picture.png", out, "--topk", "2")
+    assert status == 0, errors
+    x_NCHW = normalised(np.broadcast_to(pixels_HWC[0, 0, :, None, None], (1, 3, 64, 96)))
+    expected = model(x_NCHW, mode="tensor")[0].topk(2).indices.tolist()
+    assert [int(line.split()[3]) for line in said.splitlines()] == expected
+
+    out = export(config, path, tmp_path / "raw.onnx", shape=(64, 96), normalize=False).path
+    status, said, errors = demo(tmp_path / "picture.png", out)
+    assert (status, said) == (2, "") and "raw.onnx says: image, float32" in errors
+    status, _, errors = demo(tmp_path / "nowhere.png", out)
+    assert status == 2 and errors.startswith("image_demo_onnx.py: no such file: ")
 
 
 def test_a_segmentor_has_a_fixed_size_and_any_batch(tmp_path) -> None:

@@ -353,11 +353,12 @@ def test_nothing_is_left_when_writing_fails(
 ) -> None:
     torch.save(content, tmp_path / "run.pth")
 
-    def full(value: Any, file: Any) -> None:
-        file.write(b"half")
+    def full(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tool.torch, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert publish(tool, tmp_path / "run.pth", tmp_path / "a" / "toy.pth") == 2
     assert "No space left" in capsys.readouterr().err
     assert not list(tmp_path.glob("a/*")) + list(tmp_path.glob("a/.*"))

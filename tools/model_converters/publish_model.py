@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
+import io
 import json
-import os
 import pickle
 import re
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import mmconvnextv2
-from mmconvnextv2.checkpoint import read_checkpoint, sha256_of
+from mmconvnextv2.checkpoint import read_checkpoint
+from mmconvnextv2.files import write_atomically
 from mmconvnextv2.nn import ARCHITECTURES
 
 SUFFIXES = (".pth", ".safetensors")
@@ -270,34 +271,29 @@ def publish(state: dict[str, Tensor], meta: dict[str, Any], out: Path) -> Path:
         OSError: the file cannot be written.
         ImportError: safetensors is asked for and not installed.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
-        temporary = Path(folder) / "weights"
-        # A file object, since torch writes a path's own name into the file.
-        with temporary.open("wb") as file:
-            if out.suffix == ".safetensors":
-                _write_safetensors(state, meta, file)
-            else:
-                torch.save(dict(state_dict=state, meta=meta), file)
-            file.flush()
-            os.fsync(file.fileno())
-        final = out.with_name(f"{out.stem}-{sha256_of(temporary)[:8]}{out.suffix}")
-        os.replace(temporary, final)
-    return final
+    data = _to_safetensors(state, meta) if out.suffix == ".safetensors" else _to_pth(state, meta)
+    digest = hashlib.sha256(data).hexdigest()[:8]
+    return write_atomically(out.with_name(f"{out.stem}-{digest}{out.suffix}"), data)
 
 
-def _write_safetensors(state: dict[str, Tensor], meta: dict[str, Any], file: IO[bytes]) -> None:
+def _to_pth(state: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    # Into memory, since torch writes a path's own name into the file.
+    buffer = io.BytesIO()
+    torch.save(dict(state_dict=state, meta=meta), buffer)
+    return buffer.getvalue()
+
+
+def _to_safetensors(state: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
     from safetensors.torch import save
 
     strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
-    data = memoryview(save(state, metadata={"format": "pt", **strings}))
+    data = save(state, metadata={"format": "pt", **strings})
     # Its metadata comes in random order. Sorted, the same weights always have the same hash.
     length = int.from_bytes(data[:8], "little")
-    header = json.loads(bytes(data[8 : 8 + length]))
+    header = json.loads(data[8 : 8 + length])
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     assert len(text) <= length
-    for part in (data[:8], text.ljust(length), data[8 + length :]):
-        file.write(part)
+    return b"".join((data[:8], text.ljust(length), memoryview(data)[8 + length :]))
 
 
 def main(argv: list[str] | None = None) -> int:
