@@ -32,8 +32,10 @@ setup: ## make or update the environment (returns at once when nothing changed)
 demo: setup ## pre-train and fine-tune on the built-in sample data; results in work_dirs/demo/
 	$(PY) tools/demo.py $(ARGS)
 
+# A file is tested by one process, which keeps what its tests share. More processes need more memory
+# than they save time.
 test: setup ## run the tests; one module: make test ARGS=tests/test_engine
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 minkowski: setup ## compile the optional MinkowskiEngine (needs libopenblas-dev)
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --no-build-isolation \

@@ -63,7 +63,7 @@ def test_all_sizes_have_both_recipes() -> None:
     }
     v1 = {f"fcmae_convnext-v1-{arch}_64xb64-coslr-800e_in1k" for arch in ("base", "large")}
     assert expected | v1 <= names
-    assert len(names - expected - v1) == 2, "any folder, and the sample set"
+    assert len(names - expected - v1) == 3, "any folder, anew or continued, and the sample set"
 
 
 @pytest.mark.parametrize("path", FCMAE, ids=ids(FCMAE))
@@ -117,11 +117,32 @@ def test_knobs_are_what_is_used(path: Path) -> None:
         batch_size_per_gpu=loader.batch_size,
         num_workers=loader.num_workers,
         max_epochs=config.train_cfg.max_epochs,
-        warmup_epochs=config.param_scheduler[0].end,
         base_lr=config.optim_wrapper.optimizer.lr * 256 / config.auto_scale_lr.base_batch_size,
         base_batch_size=config.auto_scale_lr.base_batch_size,
     )
-    assert config.param_scheduler[1].begin == config.warmup_epochs
+    first, second = config.param_scheduler[:2]
+    assert second.begin == first.end
+    if "continue" in path.stem:
+        wrapper = config.optim_wrapper.paramwise_cfg
+        used |= dict(
+            checkpoint=config.model.backbone.init_cfg.checkpoint,
+            in_channels=config.model.backbone.in_channels,
+            inflate_stem=config.model.backbone.init_cfg.inflate_stem,
+            val_interval=config.train_cfg.val_interval,
+            held_out_share=images.held_out_share,
+            decoder_warmup_iters=first.end,
+            warmup_iters=second.end - second.begin,
+            encoder_rate=wrapper.encoder_rate,
+            layer_decay=wrapper.decay_rate,
+        )
+        held_out = config.val_dataloader.dataset.dataset
+        assert (held_out.data_root, held_out.held_out_share) == (
+            config.data_root,
+            config.held_out_share,
+        )
+        assert config.model.neck.image_channels == config.in_channels
+    else:
+        used |= dict(warmup_epochs=first.end)
     knobs = {name: config[name] for name in used}
     assert knobs.pop("base_lr") == pytest.approx(used.pop("base_lr"))
     assert knobs == used

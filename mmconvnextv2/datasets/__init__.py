@@ -2,7 +2,15 @@
 
 from mmconvnextv2.datasets.image_folder import BadImagesError, ImageFolder
 from mmconvnextv2.datasets.image_reading import UnreadableImageError, read_image
+from mmconvnextv2.datasets.raster_reading import read_raster
+from mmconvnextv2.datasets.raster_transforms import (
+    LoadRaster,
+    NormalizeChannels,
+    RasterCenterCrop,
+    RasterRandomResizedCrop,
+)
 from mmconvnextv2.datasets.samplers import StatelessInfiniteSampler, StatelessSampler
+from mmconvnextv2.datasets.split_image_folder import SplitImageFolder
 from mmconvnextv2.datasets.stateless import SeededIndex, StatelessDataset
 from mmconvnextv2.datasets.transforms import LoadImage, LoadRandomResizedCrop
 
@@ -11,10 +19,16 @@ __all__ = [
     "ImageFolder",
     "LoadImage",
     "LoadRandomResizedCrop",
+    "LoadRaster",
+    "NormalizeChannels",
+    "RasterCenterCrop",
+    "RasterRandomResizedCrop",
     "SeededIndex",
+    "SplitImageFolder",
     "StatelessDataset",
     "StatelessInfiniteSampler",
     "StatelessSampler",
     "UnreadableImageError",
     "read_image",
+    "read_raster",
 ]

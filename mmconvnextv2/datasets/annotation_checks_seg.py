@@ -16,6 +16,9 @@ import numpy as np
 from mmengine import fileio
 from PIL import ExifTags, Image
 
+from mmconvnextv2.datasets.image_reading import UnreadableImageError
+from mmconvnextv2.datasets.raster_transforms import LoadRaster
+
 CHECK_ALL_UP_TO = 2_000
 """Datasets of at most this many images are checked whole."""
 
@@ -131,7 +134,7 @@ def _maps_without_image(dataset: Any, samples: list[dict[str, Any]]) -> list[str
 def _problems_of_a_map(dataset: Any, sample: dict[str, Any]) -> list[str]:
     path = sample["seg_map_path"]
     try:
-        image_HW = _size(sample["img_path"], dataset.backend_args)
+        image_HW = _size(dataset, sample["img_path"])
         labels = _labels(path, dataset.backend_args)
     except _UnreadableError as error:
         return [str(error)]
@@ -173,9 +176,16 @@ def _opened(path: str, backend_args: dict[str, Any] | None) -> Iterator[Image.Im
         raise _UnreadableError(f"{path}: it cannot be read as an image ({error})") from error
 
 
-def _size(path: str, backend_args: dict[str, Any] | None) -> tuple[int, int]:
+def _size(dataset: Any, path: str) -> tuple[int, int]:
     """Height and width of an image as its pipeline will read it, from its header."""
-    with _opened(path, backend_args) as image:
+    for transform in dataset.pipeline.transforms:
+        if isinstance(transform, LoadRaster):
+            try:
+                header = transform.check_header(path)
+            except UnreadableImageError as error:
+                raise _UnreadableError(str(error)) from error
+            return header.height, header.width
+    with _opened(path, dataset.backend_args) as image:
         # Values from 5 on stand the image on its side, and OpenCV obeys them.
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return image.size if turned else image.size[::-1]

@@ -3,6 +3,7 @@
 from mmconvnextv2.engine.hooks import (
     AnnotationCheckHook,
     CompileBlocksHook,
+    DecoderWarmupHook,
     LearningRateTermsHook,
     PlanHook,
     PortableCheckpointHook,
@@ -10,9 +11,11 @@ from mmconvnextv2.engine.hooks import (
     ReconstructionHook,
     StatelessSeedHook,
     StrictLoadingHook,
+    TrainingSignalHook,
 )
 from mmconvnextv2.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from mmconvnextv2.engine.learning_rate import scale_learning_rate
+from mmconvnextv2.engine.loops import HeldOutLoop
 from mmconvnextv2.engine.optim_constructors import WeightDecayOptimWrapperConstructor
 from mmconvnextv2.engine.optim_wrappers import AutocastOptimWrapper
 
@@ -20,6 +23,8 @@ __all__ = [
     "AnnotationCheckHook",
     "AutocastOptimWrapper",
     "CompileBlocksHook",
+    "DecoderWarmupHook",
+    "HeldOutLoop",
     "LayerDecayOptimWrapperConstructor",
     "LearningRateTermsHook",
     "PlanHook",
@@ -28,6 +33,7 @@ __all__ = [
     "ReconstructionHook",
     "StatelessSeedHook",
     "StrictLoadingHook",
+    "TrainingSignalHook",
     "WeightDecayOptimWrapperConstructor",
     "scale_learning_rate",
 ]

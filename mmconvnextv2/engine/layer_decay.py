@@ -124,15 +124,18 @@ class LayerDecayOptimWrapperConstructor:
     """Build an optimizer whose rates shrink from the head towards the stem.
 
     The model holds one ConvNeXt V2, under any name; what is outside of it, and its output norms,
-    learn at the base rate. Biases, norms, GRN and the mask token are not decayed (`is_decayed`).
-    Frozen parameters are left out. Parameters of equal rate and weight decay share a group, which
-    carries ``lr``, ``weight_decay``, ``lr_scale`` and ``group_name``. The groups are printed.
+    learn at the base rate. An encoder rate slows all the rest down, so that pre-trained weights
+    move less than a fresh decoder. Biases, norms, GRN and the mask token are not decayed
+    (`is_decayed`). Frozen parameters are left out. Parameters of equal rate and weight decay share
+    a group, which carries ``lr``, ``weight_decay``, ``lr_scale`` and ``group_name``. The groups are
+    printed.
 
     Args:
         optim_wrapper_cfg: config of the wrapper; its ``optimizer`` states lr and weight_decay.
         paramwise_cfg: ``dict(scheme=..., decay_rate=...)``, and ``num_layers`` where the scheme
             takes it: arguments of `layer_ids`, and the factor between one id and the next in
-            (0, 1].
+            (0, 1]. ``encoder_rate``, in (0, 1] and 1 where it is left out, is a further factor of
+            every layer of the backbone.
 
     Raises:
         ValueError: an argument is missing, unknown or outside what is allowed.
@@ -142,16 +145,20 @@ class LayerDecayOptimWrapperConstructor:
         self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None
     ) -> None:
         settings = dict(paramwise_cfg or {})
-        if not {"scheme", "decay_rate"} <= set(settings) <= {"scheme", "decay_rate", "num_layers"}:
+        required = {"scheme", "decay_rate"}
+        if not required <= set(settings) <= required | {"num_layers", "encoder_rate"}:
             raise ValueError(
                 f"LayerDecayOptimWrapperConstructor needs paramwise_cfg=dict(scheme=..., "
-                f"decay_rate=...) and, for some schemes, num_layers; got {settings}"
+                f"decay_rate=...), encoder_rate if wanted and, for some schemes, num_layers; got "
+                f"{settings}"
             )
         self.scheme: str = settings["scheme"]
         self.decay_rate: float = settings["decay_rate"]
+        self.encoder_rate: float = settings.get("encoder_rate", 1.0)
         self.num_layers: int | None = settings.get("num_layers")
-        if not 0.0 < self.decay_rate <= 1.0:
-            raise ValueError(f"decay_rate must lie in (0, 1], got {self.decay_rate}")
+        for name in ("decay_rate", "encoder_rate"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
         self.optim_wrapper_cfg = copy.deepcopy(optim_wrapper_cfg)
         self.optimizer_cfg = self.optim_wrapper_cfg.pop("optimizer")
         missing = [key for key in ("lr", "weight_decay") if key not in self.optimizer_cfg]
@@ -169,6 +176,8 @@ class LayerDecayOptimWrapperConstructor:
             model = cast(nn.Module, model.module)
         groups = self.parameter_groups(model)
         title = f"layer decay {self.scheme!r}, {self.decay_rate:g} a layer"
+        if self.encoder_rate != 1.0:
+            title += f", encoder at {self.encoder_rate:g}"
         print_log(f"{title}\n{group_table(groups)}", "current")
         return build_optim_wrapper(self.optim_wrapper_cfg, self.optimizer_cfg, groups)
 
@@ -184,6 +193,8 @@ class LayerDecayOptimWrapperConstructor:
                 path = f"{module_name}.{name}" if module_name else name
                 layer = ids.of(path.removeprefix(prefix)) if path.startswith(prefix) else ids.rest
                 scale = self.decay_rate ** (ids.rest - layer)
+                if layer != ids.rest:
+                    scale *= self.encoder_rate
                 decay = self.optimizer_cfg["weight_decay"] if is_decayed(module, name) else 0.0
                 members.setdefault((scale, decay), []).append((layer, parameter))
         return [

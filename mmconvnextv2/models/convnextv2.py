@@ -10,13 +10,20 @@ from typing import Any
 from mmengine.logging import print_log
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from mmpretrain.registry import MODELS
+from torch import Tensor
 
 from mmconvnextv2 import nn
 from mmconvnextv2.checkpoint import fetch_checkpoint, read_checkpoint, to_our_names
-from mmconvnextv2.checkpoint.loading import OUTPUT_NORM, backbone_state_dict, load_strictly
+from mmconvnextv2.checkpoint.inflation import INFLATION_MODES, STEM, inflate_stem
+from mmconvnextv2.checkpoint.loading import (
+    OUTPUT_NORM,
+    StateDictMismatch,
+    backbone_state_dict,
+    load_strictly,
+)
 from mmconvnextv2.nn.convnextv2 import Arch
 
-_INIT_CFG_KEYS = {"checkpoint", "prefix", "output_norms"}
+_INIT_CFG_KEYS = {"checkpoint", "prefix", "output_norms", "inflate_stem"}
 
 
 @MODELS.register_module()
@@ -90,6 +97,11 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
                 f"init_cfg must be None or dict(type='Pretrained', checkpoint=...) with the "
                 f"optional keys {sorted(_INIT_CFG_KEYS - {'checkpoint'})}, got {init_cfg}"
             )
+        if init_cfg is not None and init_cfg.get("inflate_stem") not in (None, *INFLATION_MODES):
+            raise ValueError(
+                f"init_cfg.inflate_stem must be one of {', '.join(INFLATION_MODES)}, got "
+                f"{init_cfg['inflate_stem']!r}"
+            )
         self.frozen_stages = frozen_stages
         self.init_cfg = copy.deepcopy(init_cfg)
         self._freeze_stages()
@@ -99,9 +111,11 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
 
         The file may be any publisher's, by path, URL or hub id (docs/checkpoints.md). `init_cfg`
         may say more than ``checkpoint``: ``prefix``, what the backbone's keys begin with
-        (recognised where it is left out), and ``output_norms``, whether to take the output norms
-        that the file has. By default a classifier takes them; in dense prediction they start fresh,
-        as in ConvNeXt V1's official code, since a classifier's norm has seen averages only.
+        (recognised where it is left out); ``inflate_stem``, "mean" or "sum", how a file for images
+        of another number of channels is made to fit (`mmconvnextv2.checkpoint.inflation`); and
+        ``output_norms``, whether to take the output norms that the file has. By default a
+        classifier takes them; in dense prediction they start fresh, as in ConvNeXt V1's official
+        code, since a classifier's norm has seen averages only.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -115,9 +129,26 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
             tensors = backbone_state_dict(state_dict, self.init_cfg.get("prefix"))
             if not self.init_cfg.get("output_norms", self.gap_before_final_norm):
                 tensors = {k: v for k, v in tensors.items() if not OUTPUT_NORM.match(k)}
+            tensors, inflated = self._fit_stem(tensors)
             summary = load_strictly(self, tensors, OUTPUT_NORM, what="backbone tensors")
-            print_log(f"{path}: {summary}", "current")
+            print_log(f"{path}: {summary}{inflated}", "current")
         self.is_init = True
+
+    def _fit_stem(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+        """Inflate the stem where the file has another number of channels, and say so."""
+        stem = tensors.get(STEM)
+        if stem is None or stem.ndim != 4 or stem.shape[1] == self.in_channels:
+            return tensors, ""
+        assert self.init_cfg is not None  # there is a file
+        mode = self.init_cfg.get("inflate_stem")
+        change = f"from {stem.shape[1]} to {self.in_channels} channels"
+        if mode is None:
+            raise StateDictMismatch(
+                f"the stem would have to go {change}: init_cfg=dict(..., inflate_stem='mean') "
+                f"keeps the response to the first channels, 'sum' that to equal ones"
+            )
+        fitted = {**tensors, STEM: inflate_stem(stem, self.in_channels, mode)}
+        return fitted, f"; stem inflated {change} ({mode})"
 
     def train(self, mode: bool = True) -> ConvNeXtV2:
         """Set the mode of everything that is not frozen, and return the module itself."""

@@ -54,6 +54,21 @@ def refused(root: Path, *words: str, **options: object) -> None:
         assert word in str(caught.value)
 
 
+def test_rasters_are_measured_as_the_pipeline_reads_them(tmp_path: Path) -> None:
+    """Five channels, which Pillow cannot open; one map of another size is found."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "maps").mkdir()
+    for i in range(2):
+        np.save(tmp_path / "images" / f"{i}.npy", np.zeros((8, 12, 5), dtype=np.uint16))
+        save_map(tmp_path, i, np.ones((8, 12)))
+    options = dict(img_suffix=".npy", pipeline=[dict(type="LoadRaster", channels=5)])
+    check_semantic_maps(dataset(tmp_path, **options), num_classes=3)
+    save_map(tmp_path, 1, np.ones((12, 8)))
+    refused(tmp_path, "1.png", **options)
+    np.save(tmp_path / "images" / "0.npy", np.zeros((8, 12, 4), dtype=np.uint16))
+    refused(tmp_path, "0.npy", "4 channels", **options)
+
+
 @pytest.mark.parametrize("lazy_init", [True, False])
 def test_accepts_what_fits_also_when_wrapped(root: Path, lazy_init: bool) -> None:
     good = dataset(root, lazy_init=lazy_init)

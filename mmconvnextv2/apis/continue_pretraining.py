@@ -1,0 +1,175 @@
+"""Continue FCMAE from published weights on a folder of images in one call."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmconvnextv2.apis.continue_config import (
+    choose_settings,
+    continue_config,
+    look_at_images,
+    read_as_rasters,
+    start_from,
+)
+from mmconvnextv2.apis.launch import train
+from mmconvnextv2.checkpoint import convert_state_dict, fetch_checkpoint, read_checkpoint
+from mmconvnextv2.datasets.normalization import Normalization, measure_normalization
+from mmconvnextv2.datasets.raster_reading import Missing
+from mmconvnextv2.datasets.split_image_folder import GroupBy
+
+NORMALIZATION_FILE = "normalization.json"
+
+
+def continue_pretraining(
+    data: str | os.PathLike[str],
+    init: str | os.PathLike[str],
+    work_dir: str | os.PathLike[str] = "work_dirs/continue",
+    *,
+    in_channels: int | None = None,
+    normalization: str | os.PathLike[str] | Normalization | None = None,
+    missing: Missing = "refuse",
+    no_data: float | None = None,
+    inflate_stem: str = "mean",
+    image_size: int = 224,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    base_lr: float | None = None,
+    encoder_rate: float | None = None,
+    mask_ratio: float | None = None,
+    held_out_share: float | None = None,
+    group_by: GroupBy = "file",
+    early_stop: int | None = None,
+    num_workers: int = 8,
+    amp: bool = False,
+    resume: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+) -> Path:
+    """Continue the pre-training of a ConvNeXt V2 on a folder of images, without labels.
+
+    A part of the images is held out; the loss on them, with fixed masks, is logged and drawn. An
+    encoder without a decoder, as all published ones are, gets a fresh decoder, which learns alone
+    at first. What is None is taken from `mmconvnextv2.apis.settings` for the number of images.
+
+    8-bit pictures are read as RGB and normalised as ImageNet. All else is read at its own depth by
+    `LoadRaster` and normalised with figures that are measured from the images to train on, unless
+    they are given; the config in each checkpoint holds them.
+
+    Args:
+        data: folder of images, nested or flat.
+        init: checkpoint of any publisher: a path, URL or hub id (docs/checkpoints.md). It decides
+            the architecture.
+        work_dir: folder for checkpoints, logs and pictures.
+        in_channels: channels of every image, 1 to 16; recognised from the files when None.
+        normalization: what `tools/dataset_converters/measure_normalization.py` wrote, or
+            `measure_normalization` returned; measured when None. Either way ``normalization.json``
+            in `work_dir` has it, for fine-tuning.
+        missing: "refuse" stops at missing values (NaN, no-data), "ignore" leaves them out of the
+            loss.
+        no_data: the number that stands for a missing value.
+        inflate_stem: "mean" or "sum", for other channels than the checkpoint's; see
+            `mmconvnextv2.checkpoint.inflation`.
+        image_size: side of the training crops in pixels, a multiple of 32.
+        epochs: passes over the images.
+        batch_size: images of one forward pass.
+        accumulate: forward passes of one optimizer step.
+        base_lr: learning rate of the decoder for 256 images a step; it is scaled linearly to
+            ``batch_size * accumulate``.
+        encoder_rate: factor of that rate for the encoder.
+        mask_ratio: share of cells to remove.
+        held_out_share: share of the images to hold out.
+        group_by: "file" draws the held-out images one by one, "folder" holds out whole folders:
+            right where the files of a folder are alike, as slices of a volume or frames are.
+        early_stop: end after so many validations, of about 20, without a lower held-out loss;
+            None never does.
+        num_workers: processes that read images.
+        amp: compute in bfloat16.
+        resume: go on from the newest checkpoint in `work_dir`; give the same arguments again. To
+            go on behind the end of a run, name its last checkpoint as `init` of a new one.
+        cfg_options: further settings of the config, as ``{"a.b": value}``.
+
+    Returns:
+        The last checkpoint, or with `early_stop` that of the lowest held-out loss. It holds encoder
+        and decoder.
+
+    Raises:
+        FileNotFoundError: the folder or the checkpoint is not there, or nothing to resume.
+        TooFewImagesError: the folder has no image, or too few for two parts.
+        BadImagesError: the images differ in their channels, or too many cannot be read.
+        StateDictMismatch: the checkpoint is not one complete ConvNeXt V2.
+        ValueError: an argument is outside what is allowed.
+    """
+    folder = Path(work_dir)
+    if resume and find_latest_checkpoint(str(folder)) is None:
+        raise FileNotFoundError(f"there is no checkpoint to resume from in {folder}")
+    source = convert_state_dict(read_checkpoint(fetch_checkpoint(os.fspath(init))))
+    images = look_at_images(data, in_channels)
+    settings, num_train = choose_settings(
+        data,
+        images,
+        group_by,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        base_lr=base_lr,
+        encoder_rate=encoder_rate,
+        mask_ratio=mask_ratio,
+        held_out_share=held_out_share,
+    )
+    cfg = continue_config(
+        data,
+        source,
+        settings,
+        num_train,
+        group_by=group_by,
+        image_size=image_size,
+        early_stop=early_stop,
+        num_workers=num_workers,
+        amp=amp,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if images.raster or normalization is not None:
+        figures = _find_normalization(
+            normalization,
+            images.training_paths(data, settings.held_out_share, group_by),
+            folder / NORMALIZATION_FILE if resume else None,
+            missing,
+            no_data,
+        )
+        read_as_rasters(cfg, figures, images.channels, missing, no_data)
+        figures.save(folder / NORMALIZATION_FILE)
+    start_from(cfg, source, os.fspath(init), inflate_stem, None if resume else folder)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg.work_dir = str(folder)
+    cfg.resume = resume
+    runner = train(cfg)
+    if early_stop is not None:
+        return _best_checkpoint(runner)
+    return Path(find_latest_checkpoint(cfg.work_dir))
+
+
+def _find_normalization(
+    given: str | os.PathLike[str] | Normalization | None,
+    paths: list[str],
+    earlier: Path | None,
+    missing: Missing,
+    no_data: float | None,
+) -> Normalization:
+    """What was given, what the resumed run has, or a measurement."""
+    if isinstance(given, Normalization):
+        return given
+    if given is not None:
+        return Normalization.load(given)
+    if earlier is not None:
+        return Normalization.load(earlier)
+    return measure_normalization(paths, missing=missing, no_data=no_data, progress=True)
+
+
+def _best_checkpoint(runner: Runner) -> Path:
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    return Path(hook.best_ckpt_path)
