@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from mmconvnextv2.version import __version__
 
 if TYPE_CHECKING:
+    from mmconvnextv2.apis.continue_pretraining import continue_pretraining
     from mmconvnextv2.apis.pretrain import pretrain
     from mmconvnextv2.apis.reconstruct import reconstruct
     from mmconvnextv2.apis.zoo import find_model, get_config, get_model, list_models
 
 __all__ = [
     "__version__",
+    "continue_pretraining",
     "find_model",
     "get_config",
     "get_model",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "continue_pretraining": "mmconvnextv2.apis.continue_pretraining",
     "find_model": "mmconvnextv2.apis.zoo",
     "get_config": "mmconvnextv2.apis.zoo",
     "get_model": "mmconvnextv2.apis.zoo",
