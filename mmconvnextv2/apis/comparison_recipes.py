@@ -21,7 +21,12 @@ from PIL import Image
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, UnreadableImageError
 from mmconvnextv2.datasets.normalization import Normalization
-from mmconvnextv2.datasets.raster_reading import RASTER_SUFFIXES, Missing, read_raster_header
+from mmconvnextv2.datasets.raster_reading import (
+    RASTER_SUFFIXES,
+    Missing,
+    is_picture,
+    read_raster_header,
+)
 from mmconvnextv2.nn import ARCHITECTURES
 from mmconvnextv2.nn.convnextv2 import Arch
 
@@ -211,25 +216,31 @@ def _normalize(settings: FineTuning) -> list[dict[str, Any]]:
 
 
 def _refuse_deep_images(settings: FineTuning) -> None:
-    """Refuse what the usual loaders would cut to 8 bits without a word."""
-    paths = [p for p in settings.data.rglob("*") if p.suffix.lower() in RASTER_SUFFIXES]
+    """Refuse what the usual loaders would cut to 8-bit RGB without a word."""
+    paths = [
+        path
+        for path in settings.data.rglob("*")
+        if path.suffix.lower() in RASTER_SUFFIXES
+        and path.relative_to(settings.data).parts[0] != "annotations"
+    ]
     for path in sorted(paths)[:: max(1, len(paths) // HEADERS_CHECKED)]:
         try:
             header = read_raster_header(path)
         except UnreadableImageError:
             continue  # kinds that the usual loaders read and the raster reader does not
-        if header.dtype not in ("uint8", "bool"):
+        if not is_picture(path, header):
             raise ValueError(
-                f"{path} has numbers of type {header.dtype}, which would be cut to 8 bits: measure "
-                f"its normalisation with tools/dataset_converters/measure_normalization.py, and "
-                f"give that as raster (--normalization)"
+                f"{path} has {header.channels} channels and numbers of type {header.dtype}, which "
+                "would be cut to 8-bit RGB: measure its normalisation with "
+                "tools/dataset_converters/measure_normalization.py, and give that as raster "
+                "(--normalization)"
             )
 
 
 def _fill_classification(cfg: Config, settings: FineTuning) -> None:
     size = settings.image_size or cfg.image_size
     classes = [
-        sorted(f.name for f in (settings.data / part).iterdir() if f.is_dir() and f.name[0] != ".")
+        sorted(f.name for f in (settings.data / part).iterdir() if f.is_dir())
         for part in ("train", "val")
     ]
     if classes[0] != classes[1] or len(classes[0]) < 2:

@@ -32,7 +32,7 @@ from mmconvnextv2.datasets.normalization import Normalization
 from mmconvnextv2.datasets.raster_reading import (
     RASTER_SUFFIXES,
     Missing,
-    RasterHeader,
+    is_picture,
     read_raster_header,
 )
 from mmconvnextv2.datasets.split_image_folder import GroupBy, is_held_out
@@ -77,7 +77,7 @@ def look_at_images(data: str | os.PathLike[str], in_channels: int | None = None)
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
         TooFewImagesError: there is no image in it.
-        BadImagesError: the images have different numbers of channels, and none is asked for.
+        BadImagesError: the images have different numbers of channels.
     """
     paths = scan_folder(resolve_folder(data), RASTER_SUFFIXES).images
     channels: Counter[int] = Counter()
@@ -88,27 +88,18 @@ def look_at_images(data: str | os.PathLike[str], in_channels: int | None = None)
         except UnreadableImageError:
             continue  # the data set counts and names them, and knows CMYK, which is no raster
         channels[header.channels] += 1
-        all_pictures &= _is_picture(path, header)
+        all_pictures &= is_picture(path, header)
     if all_pictures and in_channels in (None, 3):
         return Images(paths, 3, raster=False)
     if in_channels is None:
         if len(channels) > 1:
             counts = ", ".join(f"{count:,} of {c}" for c, count in channels.most_common())
             raise BadImagesError(
-                f"the images in {data} have different numbers of channels ({counts}): name the "
-                "right one as in_channels, or keep them in folders of their own"
+                f"the images in {data} have different numbers of channels ({counts}): keep them "
+                "in folders of their own"
             )
         (in_channels,) = channels
     return Images(paths, in_channels, raster=True)
-
-
-def _is_picture(path: str, header: RasterHeader) -> bool:
-    suffix = Path(path).suffix.lower()
-    if header.dtype not in ("bool", "uint8") or suffix == ".npy":
-        return False
-    # In a picture's format the second or fourth channel is transparency; in a TIFF it may be
-    # anything.
-    return header.channels in (1, 3) or suffix not in (".tif", ".tiff")
 
 
 def choose_settings(

@@ -133,7 +133,8 @@ def continue_pretraining(
         amp=amp,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    if images.raster or normalization is not None:
+    treats_missing = missing != "refuse" or no_data is not None
+    if images.raster or normalization is not None or treats_missing:
         figures = _find_normalization(
             normalization,
             images.training_paths(data, settings.held_out_share, group_by),

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 import mmconvnextv2
 from mmconvnextv2.apis.launch import train
@@ -158,12 +158,11 @@ def train_and_validate(cfg: Config) -> Metrics:
     """
     if cfg.get("val_evaluator") is None:
         raise ValueError("a study compares metrics, and the config has no val_evaluator")
+    resumed = cfg.get("resume") and find_latest_checkpoint(cfg.work_dir) is not None
     runner = train(cfg)
-    metrics = _last_validation(runner)
-    if not metrics:  # it went on from a checkpoint of the last step
+    if resumed:  # the history in its checkpoint may end with an earlier validation
         runner.val()
-        metrics = _last_validation(runner)
-    return metrics
+    return _last_validation(runner)
 
 
 def _last_validation(runner: Runner) -> Metrics:
@@ -207,7 +206,7 @@ def code_identity() -> dict[str, str]:
     """What the code of a run is: a hash of this package's sources, and versions of what it uses."""
     package = Path(mmconvnextv2.__file__).parent
     content = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".cpp")):
         content.update(f"{path.relative_to(package).as_posix()}\0".encode())
         content.update(path.read_bytes() + b"\0")
     versions = {"mmconvnextv2": content.hexdigest()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import cv2
@@ -61,16 +61,33 @@ class RasterHeader:
     """What a file announces.
 
     Attributes:
-        height: Height in pixels, as stored.
-        width: Width in pixels, as stored.
+        height: Height in pixels, upright.
+        width: Width in pixels, upright.
         channels: Number of channels, 1 to 16.
         dtype: Name of the number type, such as "uint16" or "float32".
+        pages: Pages that hold a channel each; 1 where one page or array holds all channels.
     """
 
     height: int
     width: int
     channels: int
     dtype: str
+    pages: int = field(default=1, compare=False)
+
+
+def is_picture(path: str | os.PathLike[str], header: RasterHeader) -> bool:
+    """Whether a reader of 8-bit RGB loses nothing of a file but its transparency.
+
+    Args:
+        path: The file.
+        header: What it announces.
+    """
+    suffix = os.path.splitext(os.fspath(path))[1].lower()
+    if header.dtype not in ("bool", "uint8") or suffix == ".npy" or header.pages > 1:
+        return False
+    # In a picture's format the second or fourth channel is transparency; in a TIFF it may be
+    # anything.
+    return header.channels in (1, 3) or suffix not in (".tif", ".tiff")
 
 
 def read_raster_header(path: str | os.PathLike[str]) -> RasterHeader:
@@ -258,12 +275,15 @@ def _open_tiff(tiff: tifffile.TiffFile) -> _Source:
     order = [axes.index("Y"), axes.index("X"), *extra]
     height, width = (int(series.shape[axis]) for axis in order[:2])
     channels = int(series.shape[extra[0]]) if extra else 1
-    header = RasterHeader(height, width, channels, np.dtype(series.dtype).name)
+    tag = tags.valueof(_ORIENTATION, 1)
+    pages = channels if extra and axes[extra[0]] != "S" else 1
+    dtype = np.dtype(series.dtype).name
+    header = RasterHeader(*_upright_size(height, width, tag), channels, dtype, pages)
 
     def decode() -> np.ndarray:
         pixels_HWC = series.asarray().transpose(order).reshape(height, width, channels)
         native = np.ascontiguousarray(pixels_HWC, dtype=pixels_HWC.dtype.newbyteorder("="))
-        return _turn_upright(native, tags.valueof(_ORIENTATION, 1))
+        return _turn_upright(native, tag)
 
     declared = tags.valueof(_GDAL_NODATA)
     no_data = None if declared is None else float(str(declared).strip("\0 "))
@@ -279,11 +299,12 @@ def _open_picture(name: str, start: bytes, image: Image.Image) -> _Source:
         )
     # The first chunk of a PNG holds depth and colour type at fixed places.
     deep = image.format == "PNG" and start[24] == 16
+    size = _upright_size(image.height, image.width, orientation(image))
     if deep and start[25] in _PNG_CHANNELS:
-        header = RasterHeader(image.height, image.width, _PNG_CHANNELS[start[25]], "uint16")
+        header = RasterHeader(*size, _PNG_CHANNELS[start[25]], "uint16")
         return _Source(header, lambda: _decode_deep_png(name, image, header.channels))
     channels, dtype = _PICTURE_MODES[image.mode]
-    header = RasterHeader(image.height, image.width, channels, dtype)
+    header = RasterHeader(*size, channels, dtype)
     return _Source(header, lambda: _decode_picture(image, header))
 
 
@@ -304,6 +325,10 @@ def _decode_deep_png(name: str, image: Image.Image, channels: int) -> np.ndarray
     places = {2: [0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
     image.load()  # the orientation may stand behind the pixels
     return _turn_upright(np.ascontiguousarray(decoded[..., places]), orientation(image))
+
+
+def _upright_size(height: int, width: int, tag: int) -> tuple[int, int]:
+    return (width, height) if tag in (5, 6, 7, 8) else (height, width)
 
 
 def _turn_upright(pixels_HWC: np.ndarray, tag: int) -> np.ndarray:

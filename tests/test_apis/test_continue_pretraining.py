@@ -99,11 +99,36 @@ def test_how_a_folder_is_read(
     assert len(images.paths) == len(files)
 
 
+def test_pages_of_a_tiff_are_channels_and_no_colours(tmp_path: Path) -> None:
+    """Three pages of 8 bit have three channels, as RGB does, and Pillow would read the first."""
+    pages = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(3, 8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+    images = look_at_images(tmp_path)
+    assert (images.channels, images.raster) == (3, True)
+
+
+def test_missing_values_of_8_bit_pictures_are_treated(tmp_path: Path, encoder: Path) -> None:
+    """Black borders of 8-bit tiles: the run reads them as missing instead of as pixels."""
+    random = np.random.default_rng(0)
+    for i in range(16):
+        pixels = random.integers(1, 256, (64, 64, 3)).astype(np.uint8)
+        pixels[:, :20] = 0
+        write(tmp_path / "tiles" / f"{i}.png", pixels)
+    given = dict(image_size=64, epochs=1, batch_size=4, held_out_share=0.3, num_workers=0)
+    work_dir = tmp_path / "run"
+    continue_pretraining(
+        tmp_path / "tiles", encoder, work_dir, missing="ignore", no_data=0.0, **given
+    )
+    measured = Normalization.load(work_dir / "normalization.json")
+    assert measured.missing_share == pytest.approx([20 / 64] * 3)
+    assert all(100 < mean < 156 for mean in measured.mean)
+
+
 def test_mixed_numbers_of_channels_are_refused(tmp_path: Path) -> None:
     for i in range(3):
         write(tmp_path / f"{i}.npy", np.ones((8, 8, 2), np.float32))
     write(tmp_path / "odd.npy", np.ones((8, 8, 5), np.float32))
-    with pytest.raises(BadImagesError, match=r"channels \(3 of 2, 1 of 5\): name the right one"):
+    with pytest.raises(BadImagesError, match=r"channels \(3 of 2, 1 of 5\): keep them"):
         look_at_images(tmp_path)
 
 

@@ -141,6 +141,8 @@ def test_orientation_as_pillow_applies_it(tmp_path, orientation):
     Image.fromarray(random_array((20, 30, 3), "uint8")).save(tmp_path / "a.jpg", exif=exif)
     upright = np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
     assert np.array_equal(read_raster(tmp_path / "a.jpg"), upright)
+    header = read_raster_header(tmp_path / "a.jpg")
+    assert (header.height, header.width) == upright.shape[:2]
 
     # The same turn, of an array that Pillow cannot hold.
     pixels_HWC = random_array((20, 30, 3))
@@ -154,6 +156,8 @@ def test_orientation_as_pillow_applies_it(tmp_path, orientation):
     tags = [(274, "H", 1, orientation, True)]
     tifffile.imwrite(tmp_path / "c.tif", pixels_HWC, photometric="rgb", extratags=tags)
     assert np.array_equal(read_raster(tmp_path / "c.tif"), expected)
+    header = read_raster_header(tmp_path / "c.tif")
+    assert (header.height, header.width) == expected.shape[:2]
 
 
 def test_the_content_decides_and_not_the_name(tmp_path):

@@ -31,7 +31,7 @@ from mmconvnextv2.datasets.image_scan import (
     scan_folder,
 )
 from mmconvnextv2.datasets.raster_reading import RASTER_SUFFIXES, read_raster
-from mmconvnextv2.datasets.split_image_folder import is_held_out
+from mmconvnextv2.datasets.split_image_folder import GroupBy, is_held_out
 from mmconvnextv2.files import write_atomically
 from mmconvnextv2.visualization.duplicates import draw_pairs
 from mmconvnextv2.visualization.files import save_png
@@ -135,7 +135,9 @@ def read_fingerprints(paths: list[str], num_workers: int, text: str) -> Images:
     return Images(list(good), list(good.values()), bad)
 
 
-def split(paths: list[str], root: Path, share: float, group_by: str) -> tuple[list[str], list[str]]:
+def split(
+    paths: list[str], root: Path, share: float, group_by: GroupBy
+) -> tuple[list[str], list[str]]:
     """Training and held-out part of a folder, as `SplitImageFolder` has them.
 
     Raises:
@@ -145,9 +147,7 @@ def split(paths: list[str], root: Path, share: float, group_by: str) -> tuple[li
         raise ValueError(f"--held-out-share must lie strictly between 0 and 1, got {share}")
 
     def held_out(path: str) -> bool:
-        name = Path(path).relative_to(root)
-        unit = name if group_by == "file" else name.parent
-        return is_held_out(unit.as_posix(), share)
+        return is_held_out(Path(path).relative_to(root).as_posix(), share, group_by)
 
     parts = [p for p in paths if not held_out(p)], [p for p in paths if held_out(p)]
     if not all(parts):
