@@ -195,7 +195,8 @@ def describe_bad(bad: dict[str, str]) -> str:
 
 def describe_mixture(kinds: Mapping[str, str]) -> str:
     """Return for example "9 uint16 (such as a.tif), 1 uint8 (such as b.png)", by kind of path."""
-    counts = Counter(kinds.values()).most_common()
+    # Equal counts stand in the order of the paths, whichever thread looked first.
+    counts = Counter(kinds[path] for path in sorted(kinds)).most_common()
     examples = {kind: path for path, kind in sorted(kinds.items(), reverse=True)}
     return ", ".join(f"{count:,} {kind} (such as {examples[kind]})" for kind, count in counts)
 
