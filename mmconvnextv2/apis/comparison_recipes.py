@@ -19,6 +19,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmconvnextv2.apis.configs import config_path
+from mmconvnextv2.apis.filling import load_raster
 from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, UnreadableImageError
 from mmconvnextv2.datasets.normalization import Normalization
 from mmconvnextv2.datasets.raster_reading import (
@@ -187,15 +188,7 @@ def _load(settings: FineTuning) -> list[dict[str, Any]]:
     raster = settings.raster
     if raster is None:
         return [dict(type="LoadImageFromFile")]
-    return [
-        dict(
-            type="LoadRaster",
-            channels=raster.channels,
-            missing=raster.missing,
-            no_data=raster.no_data,
-            dtype=raster.normalization.dtype,
-        )
-    ]
+    return [load_raster(raster.normalization, raster.missing, raster.no_data)]
 
 
 def _normalize(settings: FineTuning) -> list[dict[str, Any]]:

@@ -12,6 +12,12 @@ from typing import Any
 from mmengine.config import Config
 
 from mmconvnextv2.apis.configs import config_path
+from mmconvnextv2.apis.filling import (
+    check_crop_size,
+    fill_loader,
+    fill_optimization,
+    load_raster,
+)
 from mmconvnextv2.apis.settings import (
     VALIDATIONS,
     ContinueSettings,
@@ -171,8 +177,7 @@ def continue_config(
     Raises:
         ValueError: an argument is outside what is allowed.
     """
-    if image_size < 64 or image_size % 32:
-        raise ValueError(f"image_size must be a multiple of 32 from 64 on, got {image_size}")
+    check_crop_size(image_size)
     if early_stop is not None and early_stop < 1:
         raise ValueError(f"early_stop must be at least 1 validation, got {early_stop}")
     cfg = Config.fromfile(config_path(CONTINUE_CONFIG))
@@ -184,20 +189,20 @@ def continue_config(
     )
     cfg.model.neck.update(_decoder(source))
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.batch_size = settings.batch_size
-        loader.num_workers = num_workers
-        loader.persistent_workers = num_workers > 0
+        fill_loader(loader, settings.batch_size, num_workers)
         images = loader.dataset.dataset
         images.update(
             data_root=str(data), held_out_share=settings.held_out_share, group_by=group_by
         )
         images.pipeline[0].scale = image_size
-    optim_wrapper = cfg.optim_wrapper
-    optim_wrapper.type = "AutocastOptimWrapper" if amp else "OptimWrapper"
-    optim_wrapper.accumulative_counts = settings.accumulate
-    optim_wrapper.optimizer.lr = settings.lr
-    optim_wrapper.paramwise_cfg.encoder_rate = settings.encoder_rate
-    cfg.auto_scale_lr.base_batch_size = settings.images_a_step
+    fill_optimization(
+        cfg,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        amp=amp,
+    )
+    cfg.optim_wrapper.paramwise_cfg.encoder_rate = settings.encoder_rate
     _fill_schedule(cfg, settings, num_train, _has_decoder(source))
     if early_stop is not None:
         cfg.custom_hooks.append(
@@ -278,13 +283,7 @@ def read_as_rasters(
         missing=missing,
     )
     cfg.model.head.missing = missing
-    load = dict(
-        type="LoadRaster",
-        channels=channels,
-        missing=missing,
-        no_data=no_data,
-        dtype=normalization.dtype,
-    )
+    load = load_raster(normalization, missing, no_data)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         images = loader.dataset.dataset
         crop, *rest = images.pipeline

@@ -135,13 +135,15 @@ def continue_pretraining(
     folder.mkdir(parents=True, exist_ok=True)
     treats_missing = missing != "refuse" or no_data is not None
     if images.raster or normalization is not None or treats_missing:
-        figures = _find_normalization(
-            normalization,
-            images.training_paths(data, settings.held_out_share, group_by),
-            folder / NORMALIZATION_FILE if resume else None,
-            missing,
-            no_data,
-        )
+        if normalization is None and resume:
+            normalization = folder / NORMALIZATION_FILE
+        if normalization is None:
+            paths = images.training_paths(data, settings.held_out_share, group_by)
+            figures = measure_normalization(paths, missing=missing, no_data=no_data, progress=True)
+        elif isinstance(normalization, Normalization):
+            figures = normalization
+        else:
+            figures = Normalization.load(normalization)
         read_as_rasters(cfg, figures, images.channels, missing, no_data)
         figures.save(folder / NORMALIZATION_FILE)
     start_from(cfg, source, os.fspath(init), inflate_stem, None if resume else folder)
@@ -152,23 +154,6 @@ def continue_pretraining(
     if early_stop is not None:
         return _best_checkpoint(runner)
     return Path(find_latest_checkpoint(cfg.work_dir))
-
-
-def _find_normalization(
-    given: str | os.PathLike[str] | Normalization | None,
-    paths: list[str],
-    earlier: Path | None,
-    missing: Missing,
-    no_data: float | None,
-) -> Normalization:
-    """What was given, what the resumed run has, or a measurement."""
-    if isinstance(given, Normalization):
-        return given
-    if given is not None:
-        return Normalization.load(given)
-    if earlier is not None:
-        return Normalization.load(earlier)
-    return measure_normalization(paths, missing=missing, no_data=no_data, progress=True)
 
 
 def _best_checkpoint(runner: Runner) -> Path:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 from mmconvnextv2.apis.configs import config_path
+from mmconvnextv2.apis.filling import check_crop_size, fill_loader, fill_optimization
 from mmconvnextv2.apis.launch import train
 from mmconvnextv2.nn import ARCHITECTURES
 
@@ -102,8 +103,7 @@ def pretrain_config(
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown arch {arch!r}; choose one of {', '.join(ARCHITECTURES)}")
-    if image_size < 64 or image_size % 32:
-        raise ValueError(f"image_size must be a multiple of 32 from 64 on, got {image_size}")
+    check_crop_size(image_size)
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -114,17 +114,13 @@ def pretrain_config(
     cfg.model.backbone.arch = arch
     cfg.model.neck.in_channels = ARCHITECTURES[arch]["channels"][-1]
     loader = cfg.train_dataloader
-    loader.batch_size = batch_size
-    loader.num_workers = num_workers
-    loader.persistent_workers = num_workers > 0
+    fill_loader(loader, batch_size, num_workers)
     images = loader.dataset.dataset
     images.data_root = str(data)
     (crop,) = (step for step in images.pipeline if step.type == "LoadRandomResizedCrop")
     crop.scale = image_size
-    cfg.optim_wrapper.type = "AutocastOptimWrapper" if amp else "OptimWrapper"
-    cfg.optim_wrapper.accumulative_counts = accumulate
-    cfg.optim_wrapper.optimizer.lr = base_lr * batch_size * accumulate / 256
-    cfg.auto_scale_lr.base_batch_size = batch_size * accumulate
+    lr = base_lr * batch_size * accumulate / 256
+    fill_optimization(cfg, lr=lr, batch_size=batch_size, accumulate=accumulate, amp=amp)
     warmup, cosine = cfg.param_scheduler
     warmup.end = cosine.begin = warmup_epochs
     if warmup_epochs == 0:

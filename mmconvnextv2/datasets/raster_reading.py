@@ -133,6 +133,7 @@ def read_raster_float(
     path: str | os.PathLike[str],
     missing: Missing = "refuse",
     no_data: float | None = None,
+    check: Callable[[RasterHeader], None] | None = None,
 ) -> np.ndarray:
     """Read a file as float32, with NaN where a value is missing.
 
@@ -144,6 +145,7 @@ def read_raster_float(
         path: The file; see `read_raster`.
         missing: "refuse" raises an error if any value is missing, "ignore" gives NaN for it.
         no_data: The number that stands for a missing value, in the file's units.
+        check: Called with the header before anything is decoded; what it raises ends the reading.
 
     Returns:
         float32 array (H, W, C).
@@ -157,6 +159,8 @@ def read_raster_float(
         raise ValueError(f"missing must be 'refuse' or 'ignore', got {missing!r}")
     name = os.fspath(path)
     with _open_raster(name) as source:
+        if check is not None:
+            check(source.header)
         stored_HWC = source.decode()
         pixels_HWC = _to_float32(stored_HWC)
         missing_HWC = ~np.isfinite(pixels_HWC)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,15 +82,18 @@ class LoadRaster(BaseTransform):
             UnreadableImageError: It cannot be read, or is of another kind.
         """
         header = read_raster_header(path)
+        self._refuse_other_kinds(os.fspath(path), header)
+        return header
+
+    def _refuse_other_kinds(self, path: str, header: RasterHeader) -> None:
         if header.channels != self.channels:
             raise UnreadableImageError(
-                os.fspath(path), f"{header.channels} channels where {self.channels} are expected"
+                path, f"{header.channels} channels where {self.channels} are expected"
             )
         if self.dtype is not None and header.dtype != self.dtype:
             raise UnreadableImageError(
-                os.fspath(path), f"numbers of type {header.dtype} where {self.dtype} is expected"
+                path, f"numbers of type {header.dtype} where {self.dtype} is expected"
             )
-        return header
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add the image to the results.
@@ -104,8 +108,9 @@ class LoadRaster(BaseTransform):
             UnreadableImageError: The file cannot be read, is of another kind, or misses values
                 that are refused.
         """
-        self.check_header(results["img_path"])
-        img_HWC = read_raster_float(results["img_path"], self.missing, self.no_data)
+        path = results["img_path"]
+        check = partial(self._refuse_other_kinds, path)
+        img_HWC = read_raster_float(path, self.missing, self.no_data, check)
         results["img"] = img_HWC
         results["img_shape"] = results["ori_shape"] = img_HWC.shape[:2]
         return results

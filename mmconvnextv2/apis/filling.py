@@ -1,0 +1,58 @@
+"""Settings that a config of any task states in several places, filled in together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.config import Config
+
+from mmconvnextv2.datasets.normalization import Normalization
+from mmconvnextv2.datasets.raster_reading import Missing
+
+
+def check_crop_size(image_size: int) -> None:
+    """Check the side of the crops of pre-training, in pixels.
+
+    Raises:
+        ValueError: it is not a multiple of 32 from 64 on.
+    """
+    if image_size < 64 or image_size % 32:
+        raise ValueError(f"image_size must be a multiple of 32 from 64 on, got {image_size}")
+
+
+def fill_loader(loader: dict[str, Any], batch_size: int, num_workers: int) -> None:
+    """Set batch and processes of a loader, in place."""
+    loader.update(
+        batch_size=batch_size, num_workers=num_workers, persistent_workers=num_workers > 0
+    )
+
+
+def fill_optimization(
+    cfg: Config, *, lr: float, batch_size: int, accumulate: int, amp: bool
+) -> None:
+    """Set rate, accumulation and precision of a pre-training config, in place.
+
+    Args:
+        cfg: the config.
+        lr: absolute learning rate, for ``batch_size * accumulate`` images a step.
+        batch_size: images of one forward pass.
+        accumulate: forward passes of one optimizer step.
+        amp: compute in bfloat16.
+    """
+    cfg.optim_wrapper.type = "AutocastOptimWrapper" if amp else "OptimWrapper"
+    cfg.optim_wrapper.accumulative_counts = accumulate
+    cfg.optim_wrapper.optimizer.lr = lr
+    cfg.auto_scale_lr.base_batch_size = batch_size * accumulate
+
+
+def load_raster(
+    normalization: Normalization, missing: Missing, no_data: float | None
+) -> dict[str, Any]:
+    """Config of `LoadRaster` for images of the kind that was measured."""
+    return dict(
+        type="LoadRaster",
+        channels=len(normalization.mean),
+        missing=missing,
+        no_data=no_data,
+        dtype=normalization.dtype,
+    )
