@@ -24,12 +24,12 @@ from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, UnreadableImageE
 from mmconvnextv2.datasets.normalization import Normalization
 from mmconvnextv2.datasets.raster_reading import (
     RASTER_SUFFIXES,
-    Missing,
     is_picture,
     read_raster_header,
 )
 from mmconvnextv2.nn import ARCHITECTURES
 from mmconvnextv2.nn.convnextv2 import Arch
+from mmconvnextv2.nn.missing import Missing
 
 BASES = {
     "classification": "convnextv2/convnextv2-atto_fcmae-pre_1xb16-coslr-20e_sample.py",

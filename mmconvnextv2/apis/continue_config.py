@@ -37,11 +37,11 @@ from mmconvnextv2.datasets.image_scan import (
 from mmconvnextv2.datasets.normalization import Normalization
 from mmconvnextv2.datasets.raster_reading import (
     RASTER_SUFFIXES,
-    Missing,
     is_picture,
     read_raster_header,
 )
 from mmconvnextv2.datasets.split_image_folder import GroupBy, is_held_out
+from mmconvnextv2.nn.missing import Missing
 
 CONTINUE_CONFIG = "fcmae/fcmae_convnextv2-tiny_1xb64-continue_folder.py"
 INITIAL_WEIGHTS_FILE = "initial_weights.pth"

@@ -19,8 +19,8 @@ from mmconvnextv2.apis.continue_config import (
 from mmconvnextv2.apis.launch import train
 from mmconvnextv2.checkpoint import convert_state_dict, fetch_checkpoint, read_checkpoint
 from mmconvnextv2.datasets.normalization import Normalization, measure_normalization
-from mmconvnextv2.datasets.raster_reading import Missing
 from mmconvnextv2.datasets.split_image_folder import GroupBy
+from mmconvnextv2.nn.missing import Missing
 
 NORMALIZATION_FILE = "normalization.json"
 

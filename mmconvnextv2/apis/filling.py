@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmconvnextv2.datasets.normalization import Normalization
-from mmconvnextv2.datasets.raster_reading import Missing
+from mmconvnextv2.nn.missing import Missing
 
 
 def check_crop_size(image_size: int) -> None:

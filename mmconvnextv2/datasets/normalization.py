@@ -31,12 +31,12 @@ from mmconvnextv2.datasets.image_scan import (
 )
 from mmconvnextv2.datasets.raster_reading import (
     RASTER_SUFFIXES,
-    Missing,
     RasterHeader,
     read_raster_float,
     read_raster_header,
 )
 from mmconvnextv2.files import write_atomically
+from mmconvnextv2.nn.missing import Missing
 
 MAX_SAMPLED = 4_000_000
 """Pixels that the percentiles are measured on, at most; below, they are exact."""

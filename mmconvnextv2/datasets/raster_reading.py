@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -23,11 +22,10 @@ from mmconvnextv2.datasets.image_reading import (
     open_image,
     orientation,
 )
+from mmconvnextv2.nn.missing import Missing, check_missing
 
 RASTER_SUFFIXES = IMAGE_SUFFIXES | {".npy"}
 MAX_CHANNELS = 16
-
-Missing = Literal["refuse", "ignore"]
 
 EXACT_IN_FLOAT32 = 2**24
 """Integers up to this size, and no larger ones, are all float32 numbers."""
@@ -155,8 +153,7 @@ def read_raster_float(
         UnreadableImageError: `read_raster` cannot read the file, a value is missing and refused,
             all values are missing, or a number does not fit into float32.
     """
-    if missing not in ("refuse", "ignore"):
-        raise ValueError(f"missing must be 'refuse' or 'ignore', got {missing!r}")
+    check_missing(missing)
     name = os.fspath(path)
     with _open_raster(name) as source:
         if check is not None:

@@ -20,11 +20,11 @@ from mmconvnextv2.datasets.crop_reading import Box
 from mmconvnextv2.datasets.image_reading import UnreadableImageError
 from mmconvnextv2.datasets.raster_reading import (
     MAX_CHANNELS,
-    Missing,
     RasterHeader,
     read_raster_float,
     read_raster_header,
 )
+from mmconvnextv2.nn.missing import Missing, check_missing
 
 
 @TRANSFORMS.register_module()
@@ -63,7 +63,7 @@ class LoadRaster(BaseTransform):
     ) -> None:
         if not 1 <= channels <= MAX_CHANNELS:
             raise ValueError(f"channels must be 1 to {MAX_CHANNELS}, got {channels}")
-        _check_missing(missing)
+        check_missing(missing)
         self.channels = channels
         self.missing = missing
         self.no_data = no_data
@@ -244,7 +244,7 @@ class NormalizeChannels(BaseTransform):
         for name, bound in (("low", low), ("high", high)):
             if bound is not None and len(bound) != len(mean):
                 raise ValueError(f"{name} must have {len(mean)} entries as mean, got {bound}")
-        _check_missing(missing)
+        check_missing(missing)
         self.mean = np.array(mean, np.float32)
         self.std = np.array(std, np.float32)
         self.low = np.array([-np.inf] * len(mean) if low is None else low, np.float32)
@@ -323,8 +323,3 @@ def _crop(results: dict[str, Any], box: Box, size: tuple[int, int]) -> dict[str,
     results["img"] = crop_and_resize(results["img"], box, size)
     results["img_shape"] = results["img"].shape[:2]
     return results
-
-
-def _check_missing(missing: str) -> None:
-    if missing not in ("refuse", "ignore"):
-        raise ValueError(f"missing must be 'refuse' or 'ignore', got {missing!r}")

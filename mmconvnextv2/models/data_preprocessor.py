@@ -6,7 +6,7 @@ Shape suffixes: N batch, C channels, H and W pixels of an image or cells of a ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mmengine.model import BaseDataPreprocessor
@@ -14,6 +14,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from mmconvnextv2.nn import CELL_SIZE, random_masking
+from mmconvnextv2.nn.missing import Missing, check_missing
 
 
 @MODELS.register_module()
@@ -53,7 +54,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         mask_ratio: float = 0.6,
         cell_size: int = CELL_SIZE,
         clip: tuple[Sequence[float], Sequence[float]] | None = None,
-        missing: Literal["refuse", "ignore"] = "refuse",
+        missing: Missing = "refuse",
         non_blocking: bool = False,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
@@ -66,8 +67,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
             raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}")
         if cell_size < CELL_SIZE or cell_size % CELL_SIZE:
             raise ValueError(f"cell_size must be a multiple of {CELL_SIZE}, got {cell_size}")
-        if missing not in ("refuse", "ignore"):
-            raise ValueError(f"missing must be 'refuse' or 'ignore', got {missing!r}")
+        check_missing(missing)
         low, high = _checked_bounds(clip, len(mean))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)

@@ -6,7 +6,7 @@ a patch.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from mmconvnextv2.nn.convnextv2 import Arch, ConvNeXtV2
 from mmconvnextv2.nn.decoder import FCMAEDecoder
 from mmconvnextv2.nn.head import FCMAEHead
 from mmconvnextv2.nn.masking import random_masking
+from mmconvnextv2.nn.missing import Missing
 from mmconvnextv2.nn.patchify import patchify, unpatchify
 
 
@@ -45,7 +46,7 @@ class FCMAE(nn.Module):
         decoder_channels: int = 512,
         decoder_depth: int = 1,
         norm_pix: bool = True,
-        missing: Literal["refuse", "ignore"] = "refuse",
+        missing: Missing = "refuse",
         **backbone: Any,
     ) -> FCMAE:
         """Assemble the three parts with the paper's sizes.

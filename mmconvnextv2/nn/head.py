@@ -6,12 +6,11 @@ a patch.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from mmconvnextv2.nn.cells import CELL_SIZE
+from mmconvnextv2.nn.missing import Missing, check_missing
 from mmconvnextv2.nn.patchify import patchify, unpatchify
 
 VARIANCE_EPS = 1e-6
@@ -33,12 +32,9 @@ class FCMAEHead(nn.Module):
         ValueError: `missing` is something else.
     """
 
-    def __init__(
-        self, norm_pix: bool = True, missing: Literal["refuse", "ignore"] = "refuse"
-    ) -> None:
+    def __init__(self, norm_pix: bool = True, missing: Missing = "refuse") -> None:
         super().__init__()
-        if missing not in ("refuse", "ignore"):
-            raise ValueError(f"missing must be 'refuse' or 'ignore', got {missing!r}")
+        check_missing(missing)
         self.norm_pix = norm_pix
         self.missing = missing
 
