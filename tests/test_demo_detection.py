@@ -21,7 +21,7 @@ from mmdet.registry import MODELS  # noqa: E402
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "configs/mask_rcnn/mask-rcnn_convnextv2-atto_fpn_1xb4-2e_sample.py"
+SAMPLE = ROOT / "configs/mask_rcnn/mask-rcnn_convnextv2-atto_fpn_1xb4-1e_sample.py"
 DEMO = ROOT / "demo/image_demo_detection.py"
 CLASSES = tuple(f"digit_{digit}" for digit in range(10))
 

@@ -96,7 +96,7 @@ def pretrain(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
 
 def classify(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
     """Fine-tune a digit classifier from the FCMAE encoder."""
-    cfg = sample_config("convnextv2/convnextv2-atto_fcmae-pre_1xb16-coslr-20e_sample.py", options)
+    cfg = sample_config("convnextv2/convnextv2-atto_fcmae-pre_1xb16-coslr-18e_sample.py", options)
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(data / "classification")
     runner, figures = fine_tune(cfg, work_dir, "classification", "fcmae")
@@ -123,7 +123,7 @@ def classify(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
 
 def detect(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
     """Fine-tune Mask R-CNN from the digit classifier."""
-    cfg = sample_config("mask_rcnn/mask-rcnn_convnextv2-atto_fpn_1xb4-2e_sample.py", options)
+    cfg = sample_config("mask_rcnn/mask-rcnn_convnextv2-atto_fpn_1xb4-1e_sample.py", options)
     root = data / "detection"
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = f"{root}/"
@@ -150,7 +150,7 @@ def detect(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
 
 def segment(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
     """Fine-tune UperNet from the digit classifier."""
-    cfg = sample_config("upernet/convnextv2-atto_upernet_1xb8-3200i_sample.py", options)
+    cfg = sample_config("upernet/convnextv2-atto_upernet_1xb16-1700i_sample.py", options)
     root = data / "segmentation"
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(root)

@@ -9,13 +9,13 @@ _base_ = "../_base_/upernet.py"
 
 # knobs
 data_root = "data/sample_set/segmentation"
-pretrained = "work_dirs/demo/classification/epoch_20.pth"
+pretrained = "work_dirs/demo/classification/epoch_18.pth"
 image_size = 96  # pixels
 width = 64  # channels of the head
-batch_size = 8
-max_iters = 3_200
+batch_size = 16
+max_iters = 1_700
 warmup_iters = 50
-lr = 1e-3
+lr = 2e-3
 
 classes = ("background", *(f"digit_{digit}" for digit in range(10)))
 palette = [

@@ -13,7 +13,7 @@ image_size = 96  # pixels
 batch_size_per_gpu = 16
 num_workers = 2
 base_batch_size = 16
-max_epochs = 20  # of 93 steps
+max_epochs = 18  # of 93 steps
 warmup_iters = 30
 base_lr = 1.6e-2  # per 256 images
 weight_decay = 0.05
@@ -105,6 +105,6 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+train_cfg = dict(max_epochs=max_epochs, val_interval=6)
 auto_scale_lr = dict(base_batch_size=base_batch_size)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=5))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=6))

@@ -8,14 +8,14 @@ _base_ = "../_base_/mask_rcnn.py"
 
 # knobs
 data_root = "data/sample_set/detection/"
-pretrained = "work_dirs/demo/classification/epoch_20.pth"
+pretrained = "work_dirs/demo/classification/epoch_18.pth"
 classes = tuple(f"digit_{digit}" for digit in range(10))
 num_classes = len(classes)
 image_size = (160, 160)  # pixels
 width = 64  # channels of FPN, RPN and mask head
 batch_size_per_gpu = 4
 num_workers = 2
-max_epochs = 2  # of 250 steps
+max_epochs = 1  # of 250 steps
 milestones = None  # half a cosine instead of steps
 warmup_iters = 50
 lr = 1e-3  # for the batch below
