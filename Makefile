@@ -18,7 +18,7 @@ FIND_PYTHON = for candidate in "$$(readlink -f $(PY))" python3 python3.11 python
 PYTHON ?= $(shell $(FIND_PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test minkowski lint format clean
+.PHONY: help setup demo test soak minkowski lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ demo: setup ## pre-train and fine-tune on the built-in sample data; results in w
 # than they save time.
 test: setup ## run the tests; one module: make test ARGS=tests/test_engine
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+soak: setup ## try every fault many times (hours); writes the table of docs/reliability.md
+	$(PY) tools/soak.py $(ARGS)
 
 minkowski: setup ## compile the optional MinkowskiEngine (needs libopenblas-dev)
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --no-build-isolation \

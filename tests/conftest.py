@@ -1,8 +1,12 @@
-"""Fixtures every test may use: fixed seeds, a narrow architecture, error norms, awake GRN."""
+"""Fixtures every test may use: fixed seeds, a narrow architecture, error norms, awake GRN.
+
+Tests of faults also use the fixture `soak_count` and the markers `fault` and `soak`.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +18,62 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 # importlib mode leaves the tests' own folder off the path, and the reference is shared by folders.
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+
+SOAKING = os.environ.get("MMCONVNEXTV2_SOAK") == "1"
+"""Whether this is `make soak`, which tries everything more often."""
+
+# A busy machine is no fault of a test. `make test` tries the same cases every time; `make soak`
+# draws new ones, and prints with a failure what repeats it.
+settings.register_profile(
+    "test",
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "soak", settings.get_profile("test"), max_examples=10_000, derandomize=False, print_blob=True
+)
+settings.load_profile("soak" if SOAKING else "test")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the row of `@pytest.mark.fault` into the report, from which tools/soak.py reads it."""
+    for item in items:
+        if mark := item.get_closest_marker("fault"):
+            test = f"{item.path.relative_to(TESTS)}::{item.originalname}"
+            row = zip(("promise", "tried", "outcome", "test"), (*mark.args, test), strict=True)
+            item.user_properties += [(name, str(value)) for name, value in row]
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Report how many cases hypothesis has tried."""
+    if statistics := getattr(item, "hypothesis_statistics", None):
+        counts = re.findall(r"(\d+) passing", statistics)
+        assert counts, f"hypothesis no longer says how many cases it tried: {statistics}"
+        item.user_properties.append(("times", str(sum(map(int, counts)))))
+
+
+@pytest.fixture
+def soak_count(record_property: Callable[[str, object], None]) -> Callable[[int, int], int]:
+    """How often to repeat: `soak_count(20, 100)` is 20 in `make test` and 100 in `make soak`.
+
+    The table in docs/reliability.md takes the number over.
+    """
+
+    def choose(short: int, long: int) -> int:
+        times = long if SOAKING else short
+        record_property("times", times)
+        return times
+
+    return choose
 
 
 @pytest.fixture(autouse=True)

@@ -97,9 +97,9 @@ COMMAND_IDS = [f"{i}-{c.kind}-{c.config_path.stem}" for i, c in enumerate(COMMAN
 def test_the_table_has_every_recipe_once() -> None:
     counts = Counter(path for row in ROWS for path in CONFIGS.glob(row[1]))
     assert set(counts.values()) == {1}
-    own_images = {path for path in RECIPES if path.stem.endswith("_folder")}
+    own_images = {path for path in RECIPES if path.stem.endswith(("_folder", "_shards"))}
     assert set(counts) == set(RECIPES) - own_images
-    assert len(own_images) == 2, "anew and continued"
+    assert len(own_images) == 3, "anew from files, anew from shards, continued"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[1] for row in ROWS])
@@ -135,7 +135,7 @@ def test_a_command_keeps_the_batch_of_its_config(command: Command) -> None:
     if ema := config.default_hooks.get("ema"):
         assert ema.type == "EMAHook", "there is no hook whose interval could be set"
         assert ema.get("interval", 1) == terms.accumulation
-    if config.train_cfg.type == "IterBasedTrainLoop":
+    if config.train_cfg.type == "ResumableIterLoop":
         assert terms.accumulation == 1, "accumulating would leave fewer steps"
 
 

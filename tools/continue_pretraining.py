@@ -13,7 +13,7 @@ import sys
 from mmengine.config import DictAction
 
 from mmconvnextv2.apis.continue_pretraining import continue_pretraining
-from mmconvnextv2.apis.launch import USER_ERRORS
+from mmconvnextv2.apis.launch import USER_ERRORS, add_start_arguments
 from mmconvnextv2.apis.settings import settings_table
 from mmconvnextv2.checkpoint.inflation import INFLATION_MODES
 
@@ -72,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, help="pixels, a multiple of 32 (%(default)s)")
     parser.add_argument("--num-workers", type=int, help="processes that read (%(default)s)")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    add_start_arguments(parser)
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="config settings"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from mmdet.apis import inference_detector
 from mmengine.config import Config
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from mmpretrain.apis import ImageClassificationInferencer
 from mmseg.apis import inference_model as inference_segmentor
 from PIL import Image
@@ -25,6 +25,7 @@ from PIL import Image
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.apis.launch import USER_ERRORS, train
 from mmconvnextv2.apis.reconstruct import reconstruct
+from mmconvnextv2.checkpoint.validity import newest_valid_checkpoint
 from mmconvnextv2.datasets.sample_set import build_sample_set
 from mmconvnextv2.files import write_atomically
 from mmconvnextv2.visualization.curves import plot_loss_curve, read_scalars
@@ -69,11 +70,11 @@ def pretrain(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
     cfg = sample_config("fcmae/fcmae_convnextv2-atto_1xb32-coslr-12e_sample.py", options)
     cfg.train_dataloader.dataset.dataset.data_root = str(data / "pretrain")
     cfg.work_dir = str(work_dir / "fcmae")
-    runner = train(cfg)
+    runner = train(cfg, overwrite=True)
 
     steps, losses = read_scalars(runner.log_dir)
     grid = work_dir / "fcmae_reconstruction.png"
-    reconstruct(cfg, checkpoint(cfg), data / "detection" / "val", grid, num_images=6)
+    reconstruct(cfg, checkpoint(cfg.work_dir), data / "detection" / "val", grid, num_images=6)
     section = Section(
         "FCMAE pre-training",
         "Atto learns to fill in 60 % of each image from the rest, without labels. The loss is the "
@@ -84,7 +85,7 @@ def pretrain(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
         "cell are taken from the image: the model predicts structure, not these.",
         table=[
             ("loss, first steps", "loss, last steps", "steps", "checkpoint"),
-            (f"{losses[0]:.3f}", f"{losses[-1]:.3f}", steps[-1], checkpoint(cfg)),
+            (f"{losses[0]:.3f}", f"{losses[-1]:.3f}", steps[-1], checkpoint(cfg.work_dir)),
         ],
         figures=[
             loss_curve(runner, work_dir / "fcmae_loss.png"),
@@ -101,7 +102,7 @@ def classify(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
         loader.dataset.data_root = str(data / "classification")
     runner, figures = fine_tune(cfg, work_dir, "classification", "fcmae")
 
-    classify_image = ImageClassificationInferencer(cfg, checkpoint(cfg), device="cpu")
+    classify_image = ImageClassificationInferencer(cfg, checkpoint(cfg.work_dir), device="cpu")
     classes = runner.val_dataloader.dataset.metainfo["classes"]
 
     def draw(path: Path) -> Image.Image:
@@ -180,16 +181,23 @@ def sample_config(name: str, options: dict[str, Any]) -> Config:
     return cfg
 
 
-def checkpoint(cfg: Config) -> str:
-    """Newest checkpoint of a run."""
-    return find_latest_checkpoint(cfg.work_dir)
+def checkpoint(folder: str | Path) -> str:
+    """Newest checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: its phase has not been run.
+    """
+    path = newest_valid_checkpoint(folder)
+    if path is None:
+        raise FileNotFoundError(f"{folder} has no checkpoint: run its phase first (--phases)")
+    return str(path)
 
 
 def fine_tune(cfg: Config, work_dir: Path, name: str, init: str) -> tuple[Runner, list[Figure]]:
     """Train one task from the newest checkpoint of another; returns its Runner and its curve."""
     cfg.work_dir = str(work_dir / name)
-    cfg.model.backbone.init_cfg.checkpoint = find_latest_checkpoint(work_dir / init)
-    runner = train(cfg)
+    cfg.model.backbone.init_cfg.checkpoint = checkpoint(work_dir / init)
+    runner = train(cfg, overwrite=True)
     runner.model.cfg = cfg
     runner.model.eval()
     return runner, [loss_curve(runner, work_dir / f"{name}_loss.png")]

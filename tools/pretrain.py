@@ -8,7 +8,7 @@ import sys
 
 from mmengine.config import DictAction
 
-from mmconvnextv2.apis.launch import USER_ERRORS
+from mmconvnextv2.apis.launch import USER_ERRORS, add_start_arguments
 from mmconvnextv2.apis.pretrain import pretrain
 from mmconvnextv2.nn import ARCHITECTURES
 
@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("data", help="folder of images, nested or flat, without labels")
+    parser.add_argument("data", help="folder of images, nested or flat, or of tar shards")
     parser.add_argument("--work-dir", help="folder for results")
     parser.add_argument("--arch", choices=list(ARCHITECTURES))
     parser.add_argument("--epochs", type=int)
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, help="pixels, a multiple of 32")
     parser.add_argument("--num-workers", type=int, help="processes that read images")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    add_start_arguments(parser)
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="config settings"
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from mmengine.config import Config
 
 from mmconvnextv2.apis.launch import (
     USER_ERRORS,
     add_launch_arguments,
+    add_start_arguments,
     join_processes,
     leave_processes,
     load_config,
@@ -24,13 +24,7 @@ def parse_args() -> argparse.Namespace:
     """Arguments of the command line, named as in OpenMMLab's own scripts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file, e.g. one of configs/fcmae/")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="CHECKPOINT",
-        help="go on from a checkpoint; without a path, from the newest in the work directory",
-    )
+    add_start_arguments(parser)
     parser.add_argument("--amp", action="store_true", help="mixed precision in bf16, CPU or GPU")
     parser.add_argument(
         "--auto-scale-lr",
@@ -39,20 +33,6 @@ def parse_args() -> argparse.Namespace:
     )
     add_launch_arguments(parser)
     return parser.parse_args()
-
-
-def set_resume(cfg: Config, resume: str | None) -> None:
-    """Tell the Runner where to go on: nowhere (None), at the newest checkpoint ("auto"), at a file.
-
-    Raises:
-        FileNotFoundError: if the named checkpoint is not a file.
-    """
-    if resume is None:
-        return
-    if resume != "auto" and not Path(resume).is_file():
-        raise FileNotFoundError(f"--resume: checkpoint {resume!r} is not a file")
-    cfg.resume = True
-    cfg.load_from = None if resume == "auto" else resume
 
 
 def use_autocast(cfg: Config) -> str:
@@ -84,12 +64,11 @@ def scale_rate(cfg: Config, launcher: str) -> str:
 
 
 def main() -> int:
-    """Exit status: 0 after training, 2 when the arguments or the config do not allow it."""
+    """Exit status: 0 after training, 2 for what the user can put right (docs/reliability.md)."""
     args = parse_args()
     notes = []
     try:
         cfg = load_config(args)
-        set_resume(cfg, args.resume)
         if args.amp:
             notes.append(use_autocast(cfg))
         if args.auto_scale_lr or (cfg.get("auto_scale_lr") or {}).get("enable", False):
@@ -99,10 +78,13 @@ def main() -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     try:
-        train(cfg, notes)
+        train(cfg, notes, resume=args.resume, overwrite=args.overwrite)
     except USER_ERRORS as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except SystemExit:  # a clean stop, after which no process waits for another
+        leave_processes()
+        raise
     leave_processes()
     return 0
 

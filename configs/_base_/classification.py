@@ -100,7 +100,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="Accuracy", topk=(1, 5))
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=100, val_interval=1)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=100, val_interval=1)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 

@@ -96,7 +96,7 @@ param_scheduler = [
     ),
 ]
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs)
+train_cfg = dict(type="ResumableEpochLoop", max_epochs=max_epochs)
 
 auto_scale_lr = dict(base_batch_size=base_batch_size)
 

@@ -183,7 +183,7 @@ param_scheduler = [
     ),
 ]
 
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=val_interval)
+train_cfg = dict(type="ResumableIterLoop", max_iters=max_iters, val_interval=val_interval)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 

@@ -97,7 +97,8 @@ default_hooks = dict(
 # mmengine logs the mean of the last ten of all that is called loss; held-out figures are few.
 log_processor = dict(mean_pattern=r"^(?!held_out).*(loss|time|data_time|grad_norm)")
 custom_hooks = _base_.custom_hooks
-custom_hooks[3].warmup = decoder_warmup_iters + 20  # PlanHook: a fixed encoder takes less time
+# A fixed encoder takes less time.
+next(h for h in custom_hooks if h.type == "PlanHook").warmup = decoder_warmup_iters + 20
 custom_hooks[-1].interval = val_interval
 custom_hooks += [
     dict(type="DecoderWarmupHook", num_iters=decoder_warmup_iters),

@@ -420,7 +420,7 @@ def _set_loaders(cfg: Config, settings: FineTuning) -> None:
 
 def _set_schedule(cfg: Config, steps: int) -> None:
     """Count all in steps, so that rows of any data set size have the length that was asked for."""
-    cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=steps, val_interval=steps)
+    cfg.train_cfg = dict(type="ResumableIterLoop", max_iters=steps, val_interval=steps)
     warmup = min(50, steps // 10)
     warm = dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=warmup)
     fall = dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=warmup, end=steps)
@@ -428,7 +428,7 @@ def _set_schedule(cfg: Config, steps: int) -> None:
     cfg.log_processor = dict(by_epoch=False)
     hooks = cfg.default_hooks
     hooks.logger.update(interval=10, log_metric_by_epoch=False)
-    hooks.checkpoint.update(by_epoch=False, interval=-(-steps // 4), max_keep_ckpts=1)
+    hooks.checkpoint.update(by_epoch=False, interval=-(-steps // 4), max_keep_ckpts=2)
 
 
 _FILL: Mapping[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Images:
         raster: read them at their own depth with `LoadRaster`, not as 8-bit RGB.
     """
 
-    paths: list[str]
+    paths: Sequence[str]
     channels: int
     raster: bool
 
@@ -207,7 +208,7 @@ def continue_config(
     if early_stop is not None:
         cfg.custom_hooks.append(
             dict(
-                type="EarlyStoppingHook",
+                type="ResumableEarlyStoppingHook",
                 monitor="held_out_loss",
                 rule="less",
                 min_delta=0.001,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from mmconvnextv2.apis.continue_config import (
     choose_settings,
@@ -16,8 +16,10 @@ from mmconvnextv2.apis.continue_config import (
     read_as_rasters,
     start_from,
 )
-from mmconvnextv2.apis.launch import train
+from mmconvnextv2.apis.launch import last_checkpoint, train
+from mmconvnextv2.apis.run_folder import Resume, refuse_earlier_run
 from mmconvnextv2.checkpoint import convert_state_dict, fetch_checkpoint, read_checkpoint
+from mmconvnextv2.checkpoint.validity import read_progress, run_checkpoints
 from mmconvnextv2.datasets.normalization import Normalization, measure_normalization
 from mmconvnextv2.datasets.split_image_folder import GroupBy
 from mmconvnextv2.nn.missing import Missing
@@ -47,7 +49,8 @@ def continue_pretraining(
     early_stop: int | None = None,
     num_workers: int = 8,
     amp: bool = False,
-    resume: bool = False,
+    resume: Resume = False,
+    overwrite: bool = False,
     cfg_options: dict[str, Any] | None = None,
 ) -> Path:
     """Continue the pre-training of a ConvNeXt V2 on a folder of images, without labels.
@@ -89,8 +92,10 @@ def continue_pretraining(
             None never does.
         num_workers: processes that read images.
         amp: compute in bfloat16.
-        resume: go on from the newest checkpoint in `work_dir`; give the same arguments again. To
-            go on behind the end of a run, name its last checkpoint as `init` of a new one.
+        resume: True goes on from the newest valid checkpoint in `work_dir`, or starts if there is
+            none yet; a path names the checkpoint. Give the same arguments again. To go on behind
+            the end of a run, name its last checkpoint as `init` of a new one.
+        overwrite: replace a run in `work_dir`.
         cfg_options: further settings of the config, as ``{"a.b": value}``.
 
     Returns:
@@ -98,15 +103,17 @@ def continue_pretraining(
         and decoder.
 
     Raises:
-        FileNotFoundError: the folder or the checkpoint is not there, or nothing to resume.
+        FileNotFoundError: the folder, or a checkpoint, is not there.
+        CheckpointError: there are checkpoints to resume, and none is valid.
+        WorkDirError: `work_dir` holds a run, and neither `resume` nor `overwrite` is given.
         TooFewImagesError: the folder has no image, or too few for two parts.
         BadImagesError: the images differ in their channels, or too many cannot be read.
         StateDictMismatch: the checkpoint is not one complete ConvNeXt V2.
         ValueError: an argument is outside what is allowed.
     """
     folder = Path(work_dir)
-    if resume and find_latest_checkpoint(str(folder)) is None:
-        raise FileNotFoundError(f"there is no checkpoint to resume from in {folder}")
+    refuse_earlier_run(folder, resume, overwrite)
+    begun = _folder_of_begun_run(folder, resume)
     source = convert_state_dict(read_checkpoint(fetch_checkpoint(os.fspath(init))))
     images = look_at_images(data, in_channels)
     settings, num_train = choose_settings(
@@ -135,8 +142,8 @@ def continue_pretraining(
     folder.mkdir(parents=True, exist_ok=True)
     treats_missing = missing != "refuse" or no_data is not None
     if images.raster or normalization is not None or treats_missing:
-        if normalization is None and resume:
-            normalization = folder / NORMALIZATION_FILE
+        if normalization is None and begun is not None:
+            normalization = begun / NORMALIZATION_FILE
         if normalization is None:
             paths = images.training_paths(data, settings.held_out_share, group_by)
             figures = measure_normalization(paths, missing=missing, no_data=no_data, progress=True)
@@ -146,14 +153,21 @@ def continue_pretraining(
             figures = Normalization.load(normalization)
         read_as_rasters(cfg, figures, images.channels, missing, no_data)
         figures.save(folder / NORMALIZATION_FILE)
-    start_from(cfg, source, os.fspath(init), inflate_stem, None if resume else folder)
+    start_from(cfg, source, os.fspath(init), inflate_stem, folder if begun is None else None)
     cfg.merge_from_dict(cfg_options or {})
     cfg.work_dir = str(folder)
-    cfg.resume = resume
-    runner = train(cfg)
+    runner = train(cfg, resume=resume, overwrite=overwrite)
     if early_stop is not None:
         return _best_checkpoint(runner)
-    return Path(find_latest_checkpoint(cfg.work_dir))
+    return last_checkpoint(runner)
+
+
+def _folder_of_begun_run(work_dir: Path, resume: Resume) -> Path | None:
+    """Where the run to be resumed has its files; None for one that has yet to begin."""
+    if not isinstance(resume, bool):
+        read_progress(resume)  # says at once what is wrong with it
+        return Path(resume).parent
+    return work_dir if resume and run_checkpoints(work_dir) else None
 
 
 def _best_checkpoint(runner: Runner) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mmengine.config import Config
 
 from mmconvnextv2.datasets.normalization import Normalization
+from mmconvnextv2.nn.arguments import check_count
 from mmconvnextv2.nn.missing import Missing
 
 
@@ -16,12 +18,18 @@ def check_crop_size(image_size: int) -> None:
     Raises:
         ValueError: it is not a multiple of 32 from 64 on.
     """
-    if image_size < 64 or image_size % 32:
-        raise ValueError(f"image_size must be a multiple of 32 from 64 on, got {image_size}")
+    if not isinstance(image_size, int) or image_size < 64 or image_size % 32:
+        raise ValueError(f"image_size must be a multiple of 32 from 64 on, got {image_size!r}")
 
 
 def fill_loader(loader: dict[str, Any], batch_size: int, num_workers: int) -> None:
-    """Set batch and processes of a loader, in place."""
+    """Set batch and processes of a loader, in place.
+
+    Raises:
+        ValueError: there is no image in a batch, or a negative number of processes.
+    """
+    check_count("batch_size", batch_size)
+    check_count("num_workers", num_workers, least=0)
     loader.update(
         batch_size=batch_size, num_workers=num_workers, persistent_workers=num_workers > 0
     )
@@ -38,7 +46,13 @@ def fill_optimization(
         batch_size: images of one forward pass.
         accumulate: forward passes of one optimizer step.
         amp: compute in bfloat16.
+
+    Raises:
+        ValueError: the rate is no positive number, or nothing is accumulated.
     """
+    if not (isinstance(lr, int | float) and 0 < lr < math.inf):
+        raise ValueError(f"the learning rate (base_lr) must be positive and finite, got {lr!r}")
+    check_count("accumulate", accumulate)
     cfg.optim_wrapper.type = "AutocastOptimWrapper" if amp else "OptimWrapper"
     cfg.optim_wrapper.accumulative_counts = accumulate
     cfg.optim_wrapper.optimizer.lr = lr

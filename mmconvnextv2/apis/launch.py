@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from mmengine.config import Config, DictAction
-from mmengine.hooks import Hook
+from mmengine.config import Config
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
+from mmconvnextv2.apis.cfg_options import CfgOptions, apply_options
+from mmconvnextv2.apis.run_folder import RemoveObsoleteHook, Resume, WorkDirError, choose_start
 from mmconvnextv2.checkpoint import StateDictMismatch, read_checkpoint
+from mmconvnextv2.checkpoint.validity import CheckpointError, newest_valid_checkpoint
 from mmconvnextv2.datasets.annotation_checks import blame_annotations
 from mmconvnextv2.datasets.annotation_checks_coco import AnnotationError
 from mmconvnextv2.datasets.image_folder import BadImagesError
 from mmconvnextv2.datasets.image_scan import TooFewImagesError
-from mmconvnextv2.engine.hooks import PortableCheckpointHook, StrictLoadingHook
+from mmconvnextv2.datasets.shard_index import ShardError
+from mmconvnextv2.engine.hooks import (
+    ConsolidateOptimizerHook,
+    DurableCheckpointHook,
+    PortableCheckpointHook,
+    StrictLoadingHook,
+)
+from mmconvnextv2.engine.hooks.durable_checkpoint import CheckpointNotWrittenError
 
-REQUIRED_HOOKS: tuple[type[Hook], ...] = (PortableCheckpointHook, StrictLoadingHook)
+T = TypeVar("T")
+
+REQUIRED_HOOKS: tuple[type[Hook], ...] = (
+    ConsolidateOptimizerHook,
+    PortableCheckpointHook,
+    StrictLoadingHook,
+)
 """What every run has, whatever its config says."""
 
 USER_ERRORS = (
@@ -30,8 +48,12 @@ USER_ERRORS = (
     NotADirectoryError,
     AnnotationError,
     BadImagesError,
+    CheckpointError,
+    CheckpointNotWrittenError,
+    ShardError,
     TooFewImagesError,
     StateDictMismatch,
+    WorkDirError,
 )
 """What a command line reports in one line; anything else is a fault and keeps its traceback."""
 
@@ -61,7 +83,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=CfgOptions,
         metavar="KEY=VALUE",
         help="settings to change in the config, e.g. train_dataloader.batch_size=32",
     )
@@ -73,6 +95,24 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # torch.distributed.launch passes the rank as an argument, torchrun in the environment.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where training starts; they are arguments of `train`."""
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="go on from a checkpoint; without a path, from the newest valid one in the work "
+        "directory, or from the beginning if there is none yet",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the run in the work directory; with --resume CHECKPOINT, what is ahead of it",
+    )
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -92,7 +132,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         _refuse_knobs(cfg, args.cfg_options)
-        cfg.merge_from_dict(args.cfg_options)
+        apply_options(cfg, args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
@@ -197,9 +237,10 @@ def leave_processes() -> None:
 def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     """Build the Runner that a config asks for, and log what was decided on the way to it.
 
-    Every run of this project, whatever its task, writes checkpoints that load safely anywhere and
-    loads whole models strictly: the hooks for it are added where a config lacks them. A checkpoint
-    to load or resume is first read in the safe way, which mmengine's own loading is not everywhere.
+    Every run of this project, whatever its task, writes checkpoints that outlive a crash and load
+    safely anywhere, and loads whole models strictly: the hooks for it are added where a config
+    lacks them. A checkpoint to load is first read in the safe way, which mmengine's own loading is
+    not everywhere; one to resume has been checked by `train`.
 
     Args:
         cfg: a complete config; ``runner_type`` names another class than mmengine's Runner.
@@ -210,11 +251,8 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
         ValueError: it is not a checkpoint of tensors and plain containers.
     """
     notes = [*notes, *_add_hooks(cfg)]
-    path = cfg.get("load_from")
-    if path is None and cfg.get("resume"):
-        path = find_latest_checkpoint(cfg.work_dir)
-    if path is not None:
-        read_checkpoint(path)
+    if cfg.get("load_from") is not None and not cfg.get("resume"):
+        read_checkpoint(cfg.load_from)
     runner_class = RUNNERS.get(cfg.runner_type) if "runner_type" in cfg else Runner
     runner = runner_class.from_cfg(cfg)
     for note in notes:
@@ -222,24 +260,49 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     return runner
 
 
-def train(cfg: Config, notes: Sequence[str] = ()) -> Runner:
+def train(
+    cfg: Config, notes: Sequence[str] = (), *, resume: Resume = False, overwrite: bool = False
+) -> Runner:
     """Build the Runner and train.
 
     Args:
-        cfg: a complete config.
+        cfg: a complete config. It is not changed; its ``resume`` and ``load_from`` mean what they
+            mean to mmengine.
         notes: lines for the run's log.
+        resume: True goes on from the newest valid checkpoint of the work_dir and starts as the
+            config says where there is none; a path names the checkpoint to go on from.
+        overwrite: a fresh start may replace a run in the work_dir; a start from a named checkpoint
+            those that lie ahead of it. They are deleted when the new run has begun.
 
     Returns:
         The Runner after training.
 
     Raises:
         FileNotFoundError: images or the checkpoint to load are not there.
+        CheckpointError: there are checkpoints to resume, and none is valid.
+        CheckpointNotWrittenError: the disk is full, or cannot be written to.
         TooFewImagesError: there is no image, or they do not fill one batch.
         StateDictMismatch: the checkpoint to load is another model's.
         BadImagesError: too many images cannot be read.
+        ShardError: shards are missing or have changed.
+        WorkDirError: the work_dir holds a run, and neither `resume` nor `overwrite` is given.
         ValueError: annotations do not fit the images, the classes or the model.
     """
-    runner = build_runner(cfg, notes)
+    cfg = copy.deepcopy(cfg)
+    if cfg.get("resume") and resume is False:
+        resume = cfg.get("load_from") or True
+    start = _agreed(lambda: choose_start(cfg.work_dir, resume, overwrite))
+    cfg.resume = start.checkpoint is not None
+    if start.checkpoint is not None:
+        cfg.load_from = str(start.checkpoint)
+    runner = build_runner(cfg, [*notes, *start.notes])
+    if len(set(all_gather_object(start.checkpoint))) > 1:
+        raise WorkDirError(
+            f"the processes do not find the same checkpoints in {cfg.work_dir}: it has to be one "
+            "folder that all machines share"
+        )
+    if start.obsolete:
+        runner.register_hook(RemoveObsoleteHook(start.obsolete))
     with blame_annotations(cfg.get("train_dataloader"), cfg.get("val_dataloader")):
         loader = runner.train_loop.dataloader
         _ = runner.val_loop  # reading it builds the loader and the metric
@@ -252,9 +315,53 @@ def train(cfg: Config, notes: Sequence[str] = ()) -> Runner:
     return runner
 
 
+def last_checkpoint(runner: Runner) -> Path:
+    """The checkpoint that a finished run ends with.
+
+    Raises:
+        FileNotFoundError: the config lets the run write none.
+    """
+    path = newest_valid_checkpoint(runner.work_dir)
+    if path is None:
+        raise FileNotFoundError(f"the config let the run in {runner.work_dir} save no checkpoint")
+    return path
+
+
+def _agreed(decide: Callable[[], T]) -> T:
+    """What the first process decides, in all of them; an error that it meets is raised in all.
+
+    With GPUs the processes are not joined yet: each decides for itself, before the first one makes
+    the folders of the run, since the Runner waits for all.
+    """
+    outcome: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = decide()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    decision, failure = outcome
+    if failure is not None:
+        raise failure
+    return decision
+
+
 def _add_hooks(cfg: Config) -> list[str]:
     hooks = list(cfg.get("custom_hooks") or [])
     present = {hook["type"] for hook in hooks if isinstance(hook, dict)}
     missing = [hook for hook in REQUIRED_HOOKS if not {hook, hook.__name__} & present]
     cfg.custom_hooks = [*hooks, *(dict(type=hook.__name__) for hook in missing)]
-    return [f"added {hook.__name__}, which the config lacks" for hook in missing]
+    notes = [f"added {hook.__name__}, which the config lacks" for hook in missing]
+    return notes + _make_checkpoints_durable(cfg)
+
+
+def _make_checkpoints_durable(cfg: Config) -> list[str]:
+    """Let `DurableCheckpointHook` do what mmengine's CheckpointHook is asked for."""
+    hooks = dict(cfg.get("default_hooks") or {})
+    hook = hooks.setdefault("checkpoint", dict(type="CheckpointHook"))
+    kind = (hook or {}).get("type")
+    if kind is not CheckpointHook and str(kind).split(".")[-1] != CheckpointHook.__name__:
+        return []
+    hooks["checkpoint"] = dict(hook, type=DurableCheckpointHook.__name__)
+    cfg.default_hooks = hooks
+    return ["DurableCheckpointHook takes the place of CheckpointHook"]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.apis.filling import check_crop_size, fill_loader, fill_optimization
-from mmconvnextv2.apis.launch import train
+from mmconvnextv2.apis.launch import last_checkpoint, train
+from mmconvnextv2.apis.run_folder import Resume, refuse_earlier_run
+from mmconvnextv2.datasets.shard_index import is_sharded
 from mmconvnextv2.nn import ARCHITECTURES
 
 FOLDER_CONFIG = "fcmae/fcmae_convnextv2-tiny_1xb64-coslr-400e_folder.py"
@@ -32,13 +33,15 @@ def pretrain(
     image_size: int = 224,
     num_workers: int = 8,
     amp: bool = False,
-    resume: bool = False,
+    resume: Resume = False,
+    overwrite: bool = False,
     cfg_options: dict[str, Any] | None = None,
 ) -> Path:
     """Pre-train a ConvNeXt V2 on a folder of images, without labels.
 
     Args:
-        data: folder of images, nested or flat.
+        data: folder of images, nested or flat, or of tar shards that `pack_shards.py` has packed
+            or indexed.
         work_dir: folder for checkpoints, logs and pictures.
         arch: a name of `mmconvnextv2.nn.ARCHITECTURES`.
         epochs: passes over the images.
@@ -50,20 +53,24 @@ def pretrain(
         image_size: side of the training crops in pixels, a multiple of 32.
         num_workers: processes that read images.
         amp: compute in bfloat16.
-        resume: go on from the newest checkpoint in `work_dir`.
+        resume: True goes on from the newest valid checkpoint in `work_dir`, or starts if there is
+            none yet; a path names the checkpoint.
+        overwrite: replace a run in `work_dir`.
         cfg_options: further settings of the config, as ``{"a.b": value}``.
 
     Returns:
         The last checkpoint; it holds encoder and decoder.
 
     Raises:
-        FileNotFoundError: the folder is not there, or there is nothing to resume.
+        FileNotFoundError: the folder, or the checkpoint to resume, is not there.
+        CheckpointError: there are checkpoints to resume, and none is valid.
+        WorkDirError: `work_dir` holds a run, and neither `resume` nor `overwrite` is given.
         TooFewImagesError: the folder has no image, or too few for one batch.
         BadImagesError: too many images cannot be read.
+        ShardError: shards are missing or have changed.
         ValueError: an argument is outside what is allowed.
     """
-    if resume and find_latest_checkpoint(str(work_dir)) is None:
-        raise FileNotFoundError(f"there is no checkpoint to resume from in {work_dir}")
+    refuse_earlier_run(work_dir, resume, overwrite)
     cfg = pretrain_config(
         data,
         arch=arch,
@@ -78,9 +85,7 @@ def pretrain(
     )
     cfg.merge_from_dict(cfg_options or {})
     cfg.work_dir = str(work_dir)
-    cfg.resume = resume
-    train(cfg)
-    return Path(find_latest_checkpoint(cfg.work_dir))
+    return last_checkpoint(train(cfg, resume=resume, overwrite=overwrite))
 
 
 def pretrain_config(
@@ -117,6 +122,8 @@ def pretrain_config(
     fill_loader(loader, batch_size, num_workers)
     images = loader.dataset.dataset
     images.data_root = str(data)
+    if is_sharded(data):
+        images.type = "ShardedImages"
     (crop,) = (step for step in images.pipeline if step.type == "LoadRandomResizedCrop")
     crop.scale = image_size
     lr = base_lr * batch_size * accumulate / 256

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 import mmconvnextv2
 from mmconvnextv2.apis.launch import train
@@ -158,9 +158,8 @@ def train_and_validate(cfg: Config) -> Metrics:
     """
     if cfg.get("val_evaluator") is None:
         raise ValueError("a study compares metrics, and the config has no val_evaluator")
-    resumed = cfg.get("resume") and find_latest_checkpoint(cfg.work_dir) is not None
-    runner = train(cfg)
-    if resumed:  # the history in its checkpoint may end with an earlier validation
+    runner = train(cfg, resume=True)
+    if runner.cfg.resume:  # the history in its checkpoint may end with an earlier validation
         runner.val()
     return _last_validation(runner)
 
@@ -292,7 +291,7 @@ def _cell_config(cfg: Config, seed: int, folder: Path) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.randomness = dict(cfg.get("randomness") or {}, seed=seed)
     cfg.work_dir = str(folder)
-    # Where there is no checkpoint yet, mmengine starts at the beginning.
+    # Where there is no checkpoint yet, the run starts at the beginning.
     cfg.resume = True
     # mmengine adds the second at which a run begins, and short cells share it.
     cfg.experiment_name = f"{folder.parent.resolve().as_posix()}_{seed}"

@@ -214,6 +214,11 @@ def _infer_arch(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[i
             sizes[stage].append(tensor.numel())
     if not all(depths):
         raise StateDictMismatch(f"a ConvNeXt V2 has blocks in four stages; found {depths}")
+    if sum(depths) > len(tensors):
+        raise StateDictMismatch(
+            f"blocks are missing: their numbers begin at 0 and make depths of {depths}, in "
+            f"{len(tensors)} tensors"
+        )
     return tuple(depths), tuple(statistics.mode(stage) for stage in sizes)
 
 
@@ -287,6 +292,8 @@ def _expected_shapes(
         outputs = rows("neck.prediction.bias", "neck.prediction.weight")
         image_channels = max(outputs // CELL_SIZE**2, 1)
         depth = 1 + max(blocks, default=-1)
+        if depth > len(tensors):
+            raise StateDictMismatch(f"the decoder lacks blocks: one has the number {depth - 1}")
         shapes |= _decoder_shapes(channels[-1], image_channels, width, depth)
     return shapes
 

@@ -45,7 +45,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     if isinstance(content, Mapping):
         content = content.get("state_dict", content.get("model", content))
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise ValueError(
             f"{path} holds no state_dict: neither its top level nor 'state_dict' nor "
             f"'model' maps names to tensors"
@@ -71,7 +73,7 @@ def _read_pickle(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file makes torch raise is not documented
         raise ValueError(
-            f"{file} cannot be read as a checkpoint of tensors: {_reason(error)}"
+            f"{file} cannot be read as a checkpoint of tensors: {reason_text(error)}"
         ) from error
 
 
@@ -90,7 +92,8 @@ def _namespace_allowed() -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
-def _reason(error: Exception) -> str:
+def reason_text(error: Exception) -> str:
+    """Say in one line why torch could not load a file, without its advice to load it unsafely."""
     message = str(error)
     if refused := _REFUSED_CLASS.search(message):
         name = refused.group(1) or refused.group(2)

@@ -10,6 +10,8 @@ from mmconvnextv2.datasets.raster_transforms import (
     RasterRandomResizedCrop,
 )
 from mmconvnextv2.datasets.samplers import StatelessInfiniteSampler, StatelessSampler
+from mmconvnextv2.datasets.shard_index import ShardError
+from mmconvnextv2.datasets.shards import ShardedImages
 from mmconvnextv2.datasets.split_image_folder import SplitImageFolder
 from mmconvnextv2.datasets.stateless import SeededIndex, StatelessDataset
 from mmconvnextv2.datasets.transforms import LoadImage, LoadRandomResizedCrop
@@ -24,6 +26,8 @@ __all__ = [
     "RasterCenterCrop",
     "RasterRandomResizedCrop",
     "SeededIndex",
+    "ShardError",
+    "ShardedImages",
     "SplitImageFolder",
     "StatelessDataset",
     "StatelessInfiniteSampler",

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import torch
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
@@ -61,11 +62,14 @@ class ImageFolder(BaseDataset):
       `allowed_bad(max_bad_share, number checked)` of them the dataset refuses to be built. A
       sub-folder that may not be listed counts as one bad file.
     - A file that turns out unreadable later, because its body is broken or it has vanished, is
-      reported once by each loader process and replaced by the next one in the list that can be
-      read, so the replacement depends on the index alone. Training stops when a process has met
-      more bad files than the share allows, of the whole folder or, by three standard deviations
-      and more than five, of what it has tried itself. In test mode nothing is replaced: the error
-      is raised.
+      reported once for all loader processes, and replaced by the next one in the list that can be
+      read, so the replacement depends on the index alone. Training stops when the loader processes
+      together have met more bad files than the share allows of the whole folder or, by three
+      standard deviations and more than five, one process more than the share allows of what it
+      has tried itself. In test mode nothing is replaced: the error is raised.
+
+    The processes of a distributed run, each with its own loaders, know nothing of each other: each
+    counts and reports what its own loaders meet.
 
     Only errors of reading are treated so: the pipeline has to load with `LoadRandomResizedCrop`,
     `LoadImage` or `LoadRaster`.
@@ -107,6 +111,7 @@ class ImageFolder(BaseDataset):
         self.split = split
         self.max_bad_share = max_bad_share
         self._bad: dict[str, str] = {}
+        self._num_bad_at_start = 0
         self._num_files = 0
         self._num_tried = 0
         self._met: set[str] = set()
@@ -114,15 +119,25 @@ class ImageFolder(BaseDataset):
             data_root=os.fspath(data_root),
             pipeline=list(pipeline),
             indices=indices,
+            serialize_data=False,
             test_mode=test_mode,
             lazy_init=lazy_init,
         )
 
-    def load_data_list(self) -> list[dict[str, str]]:
+    def full_init(self) -> None:
+        """Read the folder, unless that has been done."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        # Shared with the loader processes, also those of the next epochs: what has been reported.
+        self._reported = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+
+    def load_data_list(self) -> Sequence[Any]:
         """List the folder, check headers, drop bad files and report.
 
         Returns:
-            One `dict(img_path=...)` an image, in a fixed order.
+            The paths, in a fixed order. They are not pickled one by one, as mmengine would do it:
+            forked workers share them as they are.
         """
         folder = resolve_folder(self.data_root, self.split)
         loader = self._raster_loader()
@@ -130,12 +145,18 @@ class ImageFolder(BaseDataset):
         chosen = choose_headers(scan.images)
         self._num_files = len(scan.images)
         self._bad = {**scan.unlistable, **self._check_headers(chosen, loader)}
-        images = [path for path in scan.images if path not in self._bad]
-        self._refuse_if_too_many_bad(len(chosen), f"{len(chosen):,} checked")
+        self._num_bad_at_start = len(self._bad)
+        images = scan.images.without(self._bad) if self._bad else scan.images
+        self._refuse_if_too_many_bad(len(self._bad), len(chosen), "checked")
         if not images:
             raise BadImagesError(f"no readable image in {folder}:\n{describe_bad(self._bad)}")
         self._report(os.fspath(folder), images, scan, len(chosen))
-        return [{"img_path": path} for path in images]
+        return images
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """Return what is known of an image without reading it: `img_path` and `sample_idx`."""
+        self.full_init()
+        return {"img_path": self.data_list[idx], "sample_idx": idx % len(self)}
 
     def _raster_loader(self) -> LoadRaster | None:
         steps = self.pipeline.transforms
@@ -169,27 +190,32 @@ class ImageFolder(BaseDataset):
             What the pipeline returns.
 
         Raises:
-            BadImagesError: This process has met too many unreadable files.
+            BadImagesError: Too many unreadable files have been met.
             UnreadableImageError: The file cannot be read, in test mode.
         """
+        self._num_tried += 1
         for step in range(len(self)):
             # A negative position and one beyond the end are the list's to interpret or refuse.
             info = self.get_data_info(idx if step == 0 else (idx + step) % len(self))
-            self._num_tried += 1
             try:
                 return self.pipeline(info)
             except UnreadableImageError as error:
                 if self.test_mode:
                     raise
-                self._note_bad(error)
+                self._bad[error.path] = error.reason
+                # A replacement that is bad as well is counted when its own turn comes, which is in
+                # one process alone.
+                if step == 0:
+                    self._note_bad(idx % len(self), error)
         raise BadImagesError(f"no readable image in {self.data_root}:\n{describe_bad(self._bad)}")
 
-    def _note_bad(self, error: UnreadableImageError) -> None:
+    def _note_bad(self, position: int, error: UnreadableImageError) -> None:
         self._met.add(error.path)
-        if error.path not in self._bad:
-            self._bad[error.path] = error.reason
+        if not self._reported[position]:
+            self._reported[position] = True
             print_log(f"{error}; the next image replaces it", "current", logging.WARNING)
-        self._refuse_if_too_many_bad(self._num_files, f"{self._num_files:,} in the folder")
+        num_bad = self._num_bad_at_start + int(self._reported.sum())
+        self._refuse_if_too_many_bad(num_bad, self._num_files, "in the folder")
         # Each loader process meets its own part of the folder, so it also judges by that part.
         tried = min(self._num_tried, self._num_files)
         expected = self.max_bad_share * tried
@@ -197,19 +223,21 @@ class ImageFolder(BaseDataset):
         if len(self._met) > allowed:
             self._refuse(len(self._met), f"{tried:,} read by this process", allowed)
 
-    def _refuse_if_too_many_bad(self, count: int, count_in_words: str) -> None:
+    def _refuse_if_too_many_bad(self, num_bad: int, count: int, where: str) -> None:
         allowed = allowed_bad(self.max_bad_share, count)
-        if len(self._bad) > allowed:
-            self._refuse(len(self._bad), count_in_words, allowed)
+        if num_bad > allowed:
+            self._refuse(num_bad, f"{count:,} {where}", allowed)
 
     def _refuse(self, num_bad: int, count_in_words: str, allowed: int) -> NoReturn:
         raise BadImagesError(
             f"unreadable images: {num_bad:,} of {count_in_words}, in {self.data_root}; "
             f"max_bad_share={self.max_bad_share} allows {allowed:,}. Repair or remove them, "
-            f"or raise max_bad_share:\n{describe_bad(self._bad)}"
+            f"or raise max_bad_share:\n{describe_bad(self._bad, num_bad)}"
         )
 
-    def _report(self, folder: str, images: list[str], scan: FolderScan, num_checked: int) -> None:
+    def _report(
+        self, folder: str, images: Sequence[str], scan: FolderScan, num_checked: int
+    ) -> None:
         others = sum(scan.others.values())
         print_log(
             f"{folder}: {len(images):,} images ({count_suffixes(images)}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,10 +42,19 @@ class UnreadableImageError(ValueError):
 
     def __str__(self) -> str:
         """One line for people."""
-        return f"cannot read image {self.path}: {self.reason}"
+        return f"cannot read image {printable(self.path)}: {self.reason}"
 
 
-def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") -> np.ndarray:
+def printable(path: str) -> str:
+    """Return a path as a log file takes it: bytes that are no UTF-8 become escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    mode: Literal["RGB", "L"] = "RGB",
+    data: bytes | None = None,
+) -> np.ndarray:
     """Decode an image file to 8 bits a channel, upright.
 
     - EXIF orientation is applied.
@@ -59,6 +69,7 @@ def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
     Args:
         path: The file. Its content decides the format, not its name.
         mode: "RGB" for colour (grey is repeated), "L" for grey (ITU-R 601 luma of colour).
+        data: As of `open_image`.
 
     Returns:
         uint8 array of shape (H, W, 3), channels R, G, B, for "RGB"; (H, W) for "L".
@@ -70,7 +81,7 @@ def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
     """
     if mode not in ("RGB", "L"):
         raise ValueError(f"mode must be 'RGB' or 'L', got {mode!r}")
-    with open_image(path) as image:
+    with open_image(path, data) as image:
         return np.array(decode(image, mode))
 
 
@@ -88,12 +99,26 @@ def check_header(path: str | os.PathLike[str]) -> None:
         pass
 
 
+def refuse_empty(path: str) -> None:
+    """Check that a file holds anything, which a pipe or a device does not.
+
+    Raises:
+        UnreadableImageError: It has 0 bytes.
+        OSError: It is not there.
+    """
+    if os.path.getsize(path) == 0:
+        raise UnreadableImageError(path, "the file is empty (0 bytes)")
+
+
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
+def open_image(
+    path: str | os.PathLike[str], data: bytes | None = None
+) -> Iterator[ImageFile.ImageFile]:
     """Open an image file for a `with` block and check its header; the pixels are not decoded yet.
 
     Args:
         path: The file.
+        data: Its bytes, where they come from elsewhere: `path` is then a name for messages alone.
 
     Yields:
         The image as Pillow opens it: as stored, before its orientation is applied.
@@ -103,9 +128,12 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
     """
     name = os.fspath(path)
     try:
-        if os.path.getsize(name) == 0:
-            raise UnreadableImageError(name, "the file is empty (0 bytes)")
-        with Image.open(name, formats=PIL_FORMATS) as image:
+        if data is None:
+            refuse_empty(name)
+        elif not data:
+            raise UnreadableImageError(name, "it is empty (0 bytes)")
+        file: str | io.BytesIO = name if data is None else io.BytesIO(data)
+        with Image.open(file, formats=PIL_FORMATS) as image:
             _check_size_and_mode(name, image)
             yield image
     except (UnreadableImageError, MemoryError):

@@ -9,7 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, UnreadableImageError, check_header
+from mmconvnextv2.datasets.image_reading import (
+    IMAGE_SUFFIXES,
+    UnreadableImageError,
+    check_header,
+    printable,
+)
+from mmconvnextv2.datasets.path_list import PathList
 
 # Where the layouts in use keep a split, relative to the root: a plain folder, the official
 # ImageNet tree (whole and from Data/ on), its archives unpacked one by one.
@@ -39,7 +45,7 @@ class FolderScan:
         unlistable: Reason by path, for the sub-folders that cannot be listed.
     """
 
-    images: list[str] = field(default_factory=list)
+    images: PathList = field(default_factory=PathList)
     others: Counter[str] = field(default_factory=Counter)
     unlistable: dict[str, str] = field(default_factory=dict)
 
@@ -185,11 +191,18 @@ def _header_fault(path: str, check: Callable[[str], object]) -> str | None:
     return None
 
 
-def describe_bad(bad: dict[str, str]) -> str:
-    """Return one line for each bad file, at most 20 of them, and the number left out."""
-    lines = [f"  {path}: {reason}" for path, reason in list(bad.items())[:_NAMED_AT_MOST]]
-    if len(bad) > _NAMED_AT_MOST:
-        lines.append(f"  and {len(bad) - _NAMED_AT_MOST:,} more")
+def describe_bad(bad: Mapping[str, str], total: int = 0) -> str:
+    """Return one line for each bad file, at most 20 of them, and the number left out.
+
+    Args:
+        bad: Reason by path.
+        total: Number of all bad files, where it is larger because `bad` holds a part of them.
+    """
+    chosen = list(bad.items())[:_NAMED_AT_MOST]
+    lines = [f"  {printable(path)}: {reason}" for path, reason in chosen]
+    left_out = max(len(bad), total) - len(chosen)
+    if left_out > 0:
+        lines.append(f"  and {left_out:,} more")
     return "\n".join(lines)
 
 

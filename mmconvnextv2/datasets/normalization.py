@@ -174,7 +174,7 @@ def _read_headers(
 ) -> tuple[list[str], dict[str, RasterHeader], dict[str, str]]:
     """List the images and check that all announce the same channels and numbers."""
     if isinstance(images, (str, os.PathLike)):
-        paths = scan_folder(resolve_folder(images), RASTER_SUFFIXES).images
+        paths: Sequence[str] = scan_folder(resolve_folder(images), RASTER_SUFFIXES).images
     else:
         paths = list(images)
         if not paths:

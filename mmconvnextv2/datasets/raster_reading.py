@@ -5,6 +5,7 @@ Shape suffixes: H and W pixels, C channels.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from mmconvnextv2.datasets.image_reading import (
     UnreadableImageError,
     open_image,
     orientation,
+    refuse_empty,
 )
 from mmconvnextv2.nn.missing import Missing, check_missing
 
@@ -29,6 +31,14 @@ MAX_CHANNELS = 16
 
 EXACT_IN_FLOAT32 = 2**24
 """Integers up to this size, and no larger ones, are all float32 numbers."""
+
+BOMB_BYTES = 2**28
+BOMB_RATIO = 200
+"""A TIFF that decodes to more bytes, and to so many times its own, is no picture.
+
+Deflate reaches a ratio of 1032, on zeros alone. A large file that is stored as it is, or compressed
+as far as pictures are, is read whatever its size.
+"""
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA = 42113
@@ -105,7 +115,8 @@ def read_raster(path: str | os.PathLike[str]) -> np.ndarray:
     """Decode a file to the numbers that are stored in it.
 
     - TIFF, by tifffile: one page of several channels, or several pages of one size, which are
-      the channels. Several images, stacks of colour pages and palettes are refused.
+      the channels. Several images, stacks of colour pages and palettes are refused, and so is what
+      looks like a decompression bomb (`BOMB_RATIO`).
     - NumPy .npy: (H, W) or (H, W, C); (C, H, W) where the first axis alone is at most 16 long.
     - PNG, JPEG, BMP, WebP and GIF (the first frame): grey, colour, either with an alpha channel,
       which stays a channel; 16-bit PNG is not cut. A palette is turned into its colours. CMYK,
@@ -208,6 +219,7 @@ class _Source:
 def _open_raster(path: str | os.PathLike[str]) -> Iterator[_Source]:
     name = os.fspath(path)
     try:
+        refuse_empty(name)
         with open(name, "rb") as file:
             start = file.read(32)
         with ExitStack() as stack:
@@ -279,6 +291,7 @@ def _open_tiff(tiff: tifffile.TiffFile) -> _Source:
     tag = tags.valueof(_ORIENTATION, 1)
     pages = channels if extra and axes[extra[0]] != "S" else 1
     dtype = np.dtype(series.dtype).name
+    _refuse_bomb(math.prod(series.shape) * np.dtype(series.dtype).itemsize, tiff.filehandle.size)
     header = RasterHeader(*_upright_size(height, width, tag), channels, dtype, pages)
 
     def decode() -> np.ndarray:
@@ -289,6 +302,14 @@ def _open_tiff(tiff: tifffile.TiffFile) -> _Source:
     declared = tags.valueof(_GDAL_NODATA)
     no_data = None if declared is None else float(str(declared).strip("\0 "))
     return _Source(header, decode, no_data)
+
+
+def _refuse_bomb(decoded_bytes: int, file_bytes: int) -> None:
+    if decoded_bytes > max(BOMB_BYTES, BOMB_RATIO * file_bytes):
+        raise ValueError(
+            f"{decoded_bytes:,} bytes in a file of {file_bytes:,}: taken for a decompression bomb; "
+            "save it uncompressed, or in tiles of their own files"
+        )
 
 
 def _open_picture(name: str, start: bytes, image: Image.Image) -> _Source:

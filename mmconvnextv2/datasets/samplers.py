@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sized
 
+import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import get_dist_info
@@ -21,7 +23,7 @@ class StatelessSampler(DefaultSampler):
 
     Ranks share one order and take every world-size-th index of it. `set_epoch` is called by
     mmengine's `DistSamplerSeedHook`, one of its default hooks. Use it together with
-    `StatelessDataset`.
+    `StatelessDataset`. A resumed loop calls `start_at`.
 
     Args:
         dataset: The dataset; only its length is used.
@@ -44,13 +46,37 @@ class StatelessSampler(DefaultSampler):
     ) -> None:
         _check(type(self).__name__, dataset, seed)
         super().__init__(dataset, shuffle=shuffle, seed=seed, round_up=round_up)
+        self._start = (0, 0)
+
+    def start_at(self, epoch: int, position: int) -> None:
+        """Let one epoch start within its order; all others stay whole.
+
+        Args:
+            epoch: the epoch that was interrupted.
+            position: samples of it that all ranks together, however many they were, have had.
+
+        Raises:
+            ValueError: an argument is negative.
+        """
+        self._start = _check_start(epoch, position)
+
+    def count_from(self, position: int) -> int:
+        """Return how many samples this rank gets of an epoch that starts at a position."""
+        return len(self._positions(position))
+
+    def _positions(self, start: int) -> range:
+        left = max(0, len(self.dataset) - start)
+        if self.round_up:
+            left = math.ceil(left / self.world_size) * self.world_size
+        return range(start + self.rank, start + left, self.world_size)
 
     def __iter__(self) -> Iterator[SeededIndex]:
         """Yield this rank's indices of the current epoch."""
         order = _order(len(self.dataset), self.seed, self.epoch, self.shuffle)
+        epoch, position = self._start
         # Modulo repeats the order from its start where rounding up asks for more than it has.
-        for position in range(self.rank, self.total_size, self.world_size):
-            yield SeededIndex(order[position % len(order)], epoch=self.epoch, seed=self.seed)
+        for place in self._positions(position if self.epoch == epoch else 0):
+            yield SeededIndex(order[place % len(order)], epoch=self.epoch, seed=self.seed)
 
 
 @DATA_SAMPLERS.register_module()
@@ -59,9 +85,9 @@ class StatelessInfiniteSampler(Sampler[SeededIndex]):
 
     The epochs of `StatelessSampler` are strung together, and ranks take every world-size-th index
     of that sequence; so an epoch may begin within a batch. What stands at a position depends on
-    (seed, position) alone: iterating anew starts at the same place again. A resumed loop either
-    draws the batches it has already seen and throws them away, as classic mmengine does, or calls
-    `skip`; both lead to where the uninterrupted run would be.
+    (seed, position) alone: iterating anew starts at the same place again. A resumed loop calls
+    `start_at`, or, where it is one of mmengine's own, `skip`, or draws the batches it has already
+    seen and throws them away: all of them lead to where the uninterrupted run would be.
 
     Args:
         dataset: The dataset; only its length is used.
@@ -78,7 +104,20 @@ class StatelessInfiniteSampler(Sampler[SeededIndex]):
         self.dataset = dataset
         self.shuffle = shuffle
         self.rank, self.world_size = get_dist_info()
-        self._first = 0
+        self._start = 0
+
+    def start_at(self, epoch: int, position: int) -> None:
+        """Let every iteration start later.
+
+        Args:
+            epoch: epochs to leave out.
+            position: samples to leave out behind them, counted over all ranks.
+
+        Raises:
+            ValueError: an argument is negative.
+        """
+        epoch, position = _check_start(epoch, position)
+        self._start = epoch * len(self.dataset) + position
 
     def skip(self, num_samples: int) -> None:
         """Let every iteration start later; maintained mmengine calls this when a run resumes.
@@ -91,12 +130,12 @@ class StatelessInfiniteSampler(Sampler[SeededIndex]):
         """
         if num_samples < 0:
             raise ValueError(f"num_samples to skip must be at least 0, got {num_samples}")
-        self._first = num_samples
+        self._start = num_samples * self.world_size
 
     def __iter__(self) -> Iterator[SeededIndex]:
         """Yield this rank's indices for ever."""
         length = len(self.dataset)
-        position = self.rank + self._first * self.world_size
+        position = self.rank + self._start
         while True:
             epoch, start = divmod(position, length)
             order = _order(length, self.seed, epoch, self.shuffle)
@@ -123,9 +162,16 @@ def _check(name: str, dataset: Sized, seed: int | None) -> int:
     return seed
 
 
-def _order(length: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
+def _check_start(epoch: int, position: int) -> tuple[int, int]:
+    if epoch < 0 or position < 0:
+        raise ValueError(f"an epoch and a position in it are at least 0, got {epoch}, {position}")
+    return epoch, position
+
+
+def _order(length: int, seed: int, epoch: int, shuffle: bool) -> range | np.ndarray:
     if not shuffle:
-        return list(range(length))
+        return range(length)
     generator = torch.Generator()
     generator.manual_seed(derive_seed(seed, Stream.ORDER, epoch))
-    return torch.randperm(length, generator=generator).tolist()
+    # Not a list: 14 million Python integers take half a gigabyte, these numbers a fifth of that.
+    return torch.randperm(length, generator=generator).numpy()

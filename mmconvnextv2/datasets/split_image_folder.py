@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from mmengine.registry import DATASETS
 
 from mmconvnextv2.datasets.image_folder import ImageFolder
 from mmconvnextv2.datasets.image_scan import TooFewImagesError, resolve_folder
+from mmconvnextv2.datasets.path_list import PathList
 
 GroupBy = Literal["file", "folder"]
 """What is held out as a whole."""
@@ -81,16 +84,17 @@ class SplitImageFolder(ImageFolder):
         self.label_by_folder = label_by_folder
         super().__init__(data_root, **image_folder)
 
-    def load_data_list(self) -> list[dict[str, Any]]:
+    def load_data_list(self) -> Sequence[Any]:
         """List the folder as `ImageFolder` does, and keep the images of this part.
 
         Returns:
-            One `dict(img_path=...)` an image, with `gt_label` where that is asked for.
+            Their paths, in a fixed order.
         """
-        images: list[dict[str, Any]] = list(super().load_data_list())
+        self._folder = resolve_folder(self.data_root, self.split)
+        images: Sequence[str] = super().load_data_list()
         if self.label_by_folder:
-            self._label(images)
-        kept = [image for image in images if self._is_in_part(image["img_path"])]
+            self._metainfo["classes"] = self._find_classes(images)
+        kept = PathList(path for path in images if self._is_in_part(path))
         if not kept:
             unit = "images" if self.group_by == "file" else "folders"
             raise TooFewImagesError(
@@ -100,24 +104,31 @@ class SplitImageFolder(ImageFolder):
             )
         return kept
 
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """Return `img_path` and `sample_idx`, and `gt_label` where that is asked for."""
+        info = super().get_data_info(idx)
+        if self.label_by_folder:
+            name = self._parts_of(info["img_path"])[0]
+            info["gt_label"] = bisect_left(self._metainfo["classes"], name)
+        return info
+
     def _is_in_part(self, path: str) -> bool:
         root = Path(self.data_root).expanduser()
         name = Path(os.path.relpath(path, root)).as_posix()
         return is_held_out(name, self.held_out_share, self.group_by) == (self.part == "held_out")
 
-    def _label(self, images: list[dict[str, Any]]) -> None:
+    def _find_classes(self, images: Sequence[str]) -> list[str]:
         # Over both parts, so that a class has the same number in each.
-        folder = resolve_folder(self.data_root, self.split)
-        parts = [Path(os.path.relpath(image["img_path"], folder)).parts for image in images]
+        parts = [self._parts_of(path) for path in images]
         loose = [os.path.join(*names) for names in parts if len(names) == 1]
         if loose:
             raise ValueError(
-                f"label_by_folder needs every image in a sub-folder of {folder} that names its "
-                f"class, and {len(loose):,} are not, {loose[0]} for example: move them, or set "
+                "label_by_folder needs every image in a sub-folder of "
+                f"{self._folder} that names its class, and "
+                f"{len(loose):,} are not, {loose[0]} for example: move them, or set "
                 "label_by_folder=False"
             )
-        classes = sorted({names[0] for names in parts})
-        numbers = {name: number for number, name in enumerate(classes)}
-        for image, names in zip(images, parts, strict=True):
-            image["gt_label"] = numbers[names[0]]
-        self._metainfo["classes"] = classes
+        return sorted({names[0] for names in parts})
+
+    def _parts_of(self, path: str) -> tuple[str, ...]:
+        return Path(os.path.relpath(path, self._folder)).parts

@@ -22,7 +22,8 @@ class LoadRandomResizedCrop(RandomResizedCrop):
     `interpolation="bicubic"`, and draws the same crops. Knowing the crop before decoding, it takes
     less time than they do; `read_crop` says by how little the pixels differ.
 
-    Required keys: `img_path`. Added keys: `img` (uint8; (H, W, 3) in B, G, R order as all of
+    Required keys: `img_path`; where `img_bytes` is there, it is the content of the file and
+    `img_path` only names it. Added keys: `img` (uint8; (H, W, 3) in B, G, R order as all of
     OpenMMLab has it, or (H, W) for grey), `ori_shape` (H, W) of the file and `img_shape` (H, W)
     of the result.
 
@@ -62,7 +63,7 @@ class LoadRandomResizedCrop(RandomResizedCrop):
         Raises:
             UnreadableImageError: The file cannot be read.
         """
-        with open_image(results["img_path"]) as image:
+        with open_image(results["img_path"], results.get("img_bytes")) as image:
             width, height = upright_size(image)
             # The parent asks for an image, of which it needs the shape alone.
             shape_only = np.broadcast_to(np.uint8(0), (height, width))
@@ -90,7 +91,8 @@ class LoadRandomResizedCrop(RandomResizedCrop):
 class LoadImage(BaseTransform):
     """Load an image file of any kind with `read_image`, which states how each kind is read.
 
-    Required keys: `img_path`. Added keys: `img` (uint8; (H, W, 3) in B, G, R order as all of
+    Required keys: `img_path`; where `img_bytes` is there, it is the content of the file and
+    `img_path` only names it. Added keys: `img` (uint8; (H, W, 3) in B, G, R order as all of
     OpenMMLab has it, or (H, W) for grey), `img_shape` and `ori_shape` (H, W).
 
     Args:
@@ -116,9 +118,10 @@ class LoadImage(BaseTransform):
             UnreadableImageError: The file cannot be read.
         """
         if self.color_type == "grayscale":
-            img = read_image(results["img_path"], mode="L")
+            img = read_image(results["img_path"], "L", results.get("img_bytes"))
         else:
-            img = np.ascontiguousarray(read_image(results["img_path"])[..., ::-1])
+            pixels = read_image(results["img_path"], "RGB", results.get("img_bytes"))
+            img = np.ascontiguousarray(pixels[..., ::-1])
         results["img"] = img
         results["img_shape"] = results["ori_shape"] = img.shape[:2]
         return results

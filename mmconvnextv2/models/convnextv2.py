@@ -83,10 +83,10 @@ class ConvNeXtV2(nn.ConvNeXtV2, BaseBackbone):
             use_grn=use_grn,
             layer_scale_init_value=layer_scale_init_value,
         )
-        if not 0 <= frozen_stages <= len(self.stages):
+        if not (isinstance(frozen_stages, int) and 0 <= frozen_stages <= len(self.stages)):
             raise ValueError(
                 f"frozen_stages must lie between 0 (none) and {len(self.stages)}, "
-                f"got {frozen_stages}"
+                f"got {frozen_stages!r}"
             )
         if init_cfg is not None and not (
             isinstance(init_cfg, dict)

@@ -5,6 +5,7 @@ Shape suffixes: N batch, C channels, H and W pixels of an image or cells of a ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from mmconvnextv2.nn import CELL_SIZE, random_masking
+from mmconvnextv2.nn.arguments import check_count
+from mmconvnextv2.nn.masking import check_mask_ratio
 from mmconvnextv2.nn.missing import Missing, check_missing
 
 
@@ -58,19 +61,19 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         non_blocking: bool = False,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
-        if len(mean) != len(std) or min(std) <= 0:
+        if not (_are_numbers(mean) and _are_numbers(std, len(mean)) and min(std) > 0):
             raise ValueError(
-                f"mean and std must have one entry a channel and std must be positive, "
-                f"got mean={tuple(mean)}, std={tuple(std)}"
+                f"mean and std must have one number a channel and std must be positive, "
+                f"got mean={mean!r}, std={std!r}"
             )
-        if not 0.0 < mask_ratio < 1.0:
-            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}")
-        if cell_size < CELL_SIZE or cell_size % CELL_SIZE:
+        check_mask_ratio(mask_ratio)
+        check_count("cell_size", cell_size)
+        if cell_size % CELL_SIZE:
             raise ValueError(f"cell_size must be a multiple of {CELL_SIZE}, got {cell_size}")
         check_missing(missing)
         low, high = _checked_bounds(clip, len(mean))
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", _per_channel(mean), persistent=False)
+        self.register_buffer("std", _per_channel(std), persistent=False)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
         self.to_rgb = to_rgb
@@ -168,12 +171,29 @@ def _checked_bounds(
 ) -> tuple[Tensor | None, Tensor | None]:
     if clip is None:
         return None, None
-    low, high = (torch.tensor(bound, dtype=torch.float32) for bound in clip)
-    if low.shape != (channels,) or high.shape != (channels,) or (low > high).any():
+    if not (
+        isinstance(clip, Sequence)
+        and len(clip) == 2
+        and all(_are_numbers(bound, channels) for bound in clip)
+        and all(low <= high for low, high in zip(*clip, strict=True))
+    ):
         raise ValueError(
-            f"clip must be a lower and an upper bound for each of {channels} channels, got {clip}"
+            f"clip must be a lower and an upper bound for each of {channels} channels, got {clip!r}"
         )
-    return low.view(-1, 1, 1), high.view(-1, 1, 1)
+    return _per_channel(clip[0]), _per_channel(clip[1])
+
+
+def _are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether this is a sequence of finite numbers: at least one, or `count` of them."""
+    return (
+        isinstance(values, Sequence)
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        and (len(values) > 0 if count is None else len(values) == count)
+    )
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
 def _refuse_missing(x_NCHW: Tensor, data_samples: Sequence[Any] | None) -> None:

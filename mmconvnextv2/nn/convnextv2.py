@@ -5,13 +5,15 @@ Shape suffixes: N batch, C channels, H and W pixels of an image or cells of a ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmconvnextv2.nn.arguments import check_count
 from mmconvnextv2.nn.block import Block
 from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
 from mmconvnextv2.nn.init import init_weights
@@ -76,20 +78,18 @@ class ConvNeXtV2(nn.Module):
         layer_scale_init_value: float = 0.0,
     ) -> None:
         super().__init__()
-        if in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-        if layer_scale_init_value < 0:
-            raise ValueError(
-                f"layer_scale_init_value must be 0 (none) or positive, got {layer_scale_init_value}"
-            )
+        check_count("in_channels", in_channels)
+        scale = layer_scale_init_value
+        if not (isinstance(scale, int | float) and 0 <= scale < math.inf):
+            raise ValueError(f"layer_scale_init_value must be 0 (none) or positive, got {scale!r}")
         self.in_channels = in_channels
         self.depths, self.channels = resolve_arch(arch)
         self.out_indices = _resolve_out_indices(out_indices, len(self.depths))
         self.gap_before_final_norm = gap_before_final_norm
         self.with_cp = with_cp
         self.mask_layout = mask_layout
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate}")
+        if not (isinstance(drop_path_rate, int | float) and 0 <= drop_path_rate < 1):
+            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_path_rate!r}")
 
         last_block = max(sum(self.depths) - 1, 1)
         self.downsample_layers = nn.ModuleList([Stem(in_channels, self.channels[0])])
@@ -132,8 +132,13 @@ class ConvNeXtV2(nn.Module):
             `gap_before_final_norm`.
 
         Raises:
-            ValueError: the mask does not fit the images.
+            ValueError: the images have another shape, or the mask does not fit them.
         """
+        if x_NCHW.dim() != 4 or x_NCHW.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images must have the shape (N, {self.in_channels}, H, W), got "
+                f"{tuple(x_NCHW.shape)}"
+            )
         layout = self._layout(x_NCHW, mask)
         features, outputs = x_NCHW, []
         for i, (downsample, stage) in enumerate(
@@ -223,24 +228,34 @@ def resolve_arch(arch: Arch) -> tuple[tuple[int, ...], tuple[int, ...]]:
                 f"or give dict(depths=..., channels=...)"
             )
         arch = ARCHITECTURES[arch]
-    if set(arch) != {"depths", "channels"}:
-        raise ValueError(f"arch must have exactly the keys depths and channels, got {sorted(arch)}")
-    depths, channels = tuple(arch["depths"]), tuple(arch["channels"])
-    if len(depths) != 4 or len(channels) != 4 or min(*depths, *channels) < 1:
+    if not isinstance(arch, Mapping) or set(arch) != {"depths", "channels"}:
+        raise ValueError(
+            f"arch must be a name or have exactly the keys depths and channels, got {arch!r}"
+        )
+    depths, channels = arch["depths"], arch["channels"]
+    if not (_are_four_counts(depths) and _are_four_counts(channels)):
         raise ValueError(
             f"arch must give four positive depths and four positive channels, "
-            f"got depths={depths}, channels={channels}"
+            f"got depths={depths!r}, channels={channels!r}"
         )
-    return depths, channels
+    return tuple(depths), tuple(channels)
+
+
+def _are_four_counts(values: Any) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == 4
+        and all(isinstance(value, int) and value >= 1 for value in values)
+    )
 
 
 def _resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    indices = out_indices if isinstance(out_indices, Sequence) else (out_indices,)
     if not indices or any(
         not isinstance(i, int) or not -num_stages <= i < num_stages for i in indices
     ):
         raise ValueError(
             f"out_indices must name stages from {-num_stages} to {num_stages - 1}, "
-            f"got {out_indices}"
+            f"got {out_indices!r}"
         )
     return tuple(sorted({i % num_stages for i in indices}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmconvnextv2.nn.arguments import check_count
 from mmconvnextv2.nn.block import Block
 from mmconvnextv2.nn.cells import CELL_SIZE
 from mmconvnextv2.nn.init import INIT_STD, init_weights
@@ -25,6 +26,9 @@ class FCMAEDecoder(nn.Module):
         image_channels: channels of the images to predict.
         num_channels: width of the decoder; 512 in the paper.
         depth: number of blocks; 1 in the paper.
+
+    Raises:
+        ValueError: an argument is no whole number, or too small.
     """
 
     def __init__(
@@ -35,6 +39,10 @@ class FCMAEDecoder(nn.Module):
         depth: int = 1,
     ) -> None:
         super().__init__()
+        check_count("in_channels", in_channels)
+        check_count("image_channels", image_channels)
+        check_count("num_channels", num_channels)
+        check_count("depth", depth, least=0)
         self.projection = nn.Linear(in_channels, num_channels)
         self.mask_token = nn.Parameter(torch.empty(num_channels))
         self.blocks = nn.ModuleList([Block(num_channels) for _ in range(depth)])

@@ -5,8 +5,22 @@ Shape suffixes: N batch, H and W the grid of cells.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from mmconvnextv2.nn.arguments import check_count
+
+
+def check_mask_ratio(mask_ratio: Any) -> None:
+    """Check a share of cells to remove.
+
+    Raises:
+        ValueError: it is no number strictly between 0 and 1.
+    """
+    if not (isinstance(mask_ratio, int | float) and 0 < mask_ratio < 1):
+        raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio!r}")
 
 
 def random_masking(
@@ -39,9 +53,12 @@ def random_masking(
             grid is not a multiple of ``cell_scale``.
     """
     height, width = grid_size
-    if not 0.0 < mask_ratio < 1.0:
-        raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}")
-    if cell_scale < 1 or height % cell_scale or width % cell_scale:
+    check_mask_ratio(mask_ratio)
+    check_count("batch_size", batch_size, least=0)
+    check_count("cell_scale", cell_scale)
+    for side in grid_size:
+        check_count("grid_size", side)
+    if height % cell_scale or width % cell_scale:
         raise ValueError(
             f"a grid of {height}x{width} cells cannot be masked in squares of {cell_scale} cells: "
             f"both sides must be multiples of cell_scale"

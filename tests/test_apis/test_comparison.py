@@ -207,7 +207,7 @@ def test_rows_differ_in_their_weights_alone(task: str, tmp_path: Path) -> None:
     assert recognize_task(data) == task
     raster = DEEP if task == "segmentation" else None
     cfg = fine_tuning_config(settings(data, task, raster=raster, batch_size=32))
-    assert cfg.train_cfg == dict(type="IterBasedTrainLoop", max_iters=200, val_interval=200)
+    assert cfg.train_cfg == dict(type="ResumableIterLoop", max_iters=200, val_interval=200)
     assert [s.end for s in cfg.param_scheduler] == [20, 200]
     assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size == 32
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(

@@ -26,6 +26,7 @@ from mmconvnextv2.apis.continue_config import (
     start_from,
 )
 from mmconvnextv2.apis.continue_pretraining import continue_pretraining
+from mmconvnextv2.apis.run_folder import WorkDirError
 from mmconvnextv2.checkpoint import Conversion, convert_state_dict
 from mmconvnextv2.datasets import LoadRaster, SplitImageFolder
 from mmconvnextv2.datasets.image_folder import BadImagesError
@@ -193,7 +194,7 @@ def test_config_follows_the_arguments(scans: Path, nano: Conversion) -> None:
     assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (60, 3)
     stop = cfg.custom_hooks[-1]
     assert (stop["type"], stop["monitor"], stop["patience"]) == (
-        "EarlyStoppingHook",
+        "ResumableEarlyStoppingHook",
         "held_out_loss",
         4,
     )
@@ -275,7 +276,7 @@ def quick(**settings: Any) -> dict[str, Any]:
         "model.neck.num_channels": 32,
         "default_hooks.logger.interval": 1,
         "log_processor.window_size": 1,
-        "custom_hooks.7.interval": 1000,
+        "custom_hooks.11.interval": 1000,  # ReconstructionHook
         "train_dataloader.pin_memory": False,
         **settings.pop("cfg_options", {}),
     }
@@ -341,10 +342,13 @@ def test_resume_takes_the_figures_of_the_run(
     scans: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = quick(epochs=3, cfg_options={"train_cfg.val_interval": 10})
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
-        continue_pretraining(scans, encoder, tmp_path / "run", resume=True, **settings)
     settings["cfg_options"]["train_cfg.max_epochs"] = 1
-    continue_pretraining(scans, encoder, tmp_path / "run", **settings)
+    continue_pretraining(scans, encoder, tmp_path / "run", resume=True, **settings)
+    with pytest.raises(WorkDirError, match="holds a run already"):
+        continue_pretraining(scans, encoder, tmp_path / "run", **settings)
+    with pytest.raises(FileNotFoundError, match=r"epoch_9.pth does not exist"):
+        gone = tmp_path / "run" / "epoch_9.pth"
+        continue_pretraining(scans, encoder, tmp_path / "run", resume=gone, **settings)
     monkeypatch.setattr(
         "mmconvnextv2.apis.continue_pretraining.measure_normalization",
         lambda *_, **__: pytest.fail("measured again"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from mmconvnextv2.apis.pretrain import pretrain, pretrain_config
+from mmconvnextv2.apis.run_folder import WorkDirError
 
 pytestmark = pytest.mark.integration
 
@@ -88,3 +89,14 @@ def test_trains_and_returns_the_checkpoint(tmp_path: Path) -> None:
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["backbone.stages.0.0.grn.gamma"].shape == (160,)
     assert state["neck.mask_token"].shape == (512,)
+
+    def again(**how: object) -> Path:
+        settings = dict(arch="atto", epochs=1, batch_size=2, image_size=64, num_workers=0)
+        return pretrain(tmp_path / "photos", tmp_path / "out", **settings, **how)
+
+    with pytest.raises(WorkDirError, match="holds a run already"):
+        again()
+    # A finished run has nothing left to do.
+    before = checkpoint.read_bytes()
+    assert again(resume=True, accumulate=2) == checkpoint == again(resume=checkpoint, accumulate=2)
+    assert checkpoint.read_bytes() == before

@@ -92,6 +92,20 @@ def test_skip_starts_where_the_uninterrupted_run_would_be(as_rank, rank, world_s
         assert rows == [(int(index), index.epoch) for index in expected]
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("epoch", "position"), [(0, 0), (0, 5), (0, 7), (2, 3), (1, 40)])
+def test_starts_at_a_position_of_all_ranks_together(as_rank, world_size, epoch, position):
+    whole = epochs_of_the_finite_sampler(7, 5, 200)
+    for rank in range(world_size):
+        as_rank(rank, world_size)
+        sampler = StatelessInfiniteSampler(range(7), seed=5)
+        sampler.start_at(epoch, position)
+        start = 7 * epoch + position + rank
+        assert taken(sampler, 20) == whole[start::world_size][:20]
+    with pytest.raises(ValueError, match="at least 0, got -1, 0"):
+        sampler.start_at(-1, 0)
+
+
 def test_refuses_a_missing_seed_an_empty_dataset_and_a_negative_skip():
     with pytest.raises(ValueError, match=r"StatelessInfiniteSampler.*randomness=dict\(seed="):
         DATA_SAMPLERS.build({"type": "StatelessInfiniteSampler", "dataset": range(5)})

@@ -83,6 +83,42 @@ def test_split_is_that_of_default_sampler(as_rank, round_up):
         assert list(ours) == list(theirs)
 
 
+@pytest.mark.parametrize("round_up", [True, False])
+@pytest.mark.parametrize("now", [1, 2, 3, 8])
+@pytest.mark.parametrize("before", [1, 2, 4])
+def test_what_is_left_of_an_epoch_goes_to_any_number_of_ranks(as_rank, before, now, round_up):
+    def share(rank, world_size, position=0, epoch=4):
+        as_rank(rank, world_size)
+        sampler = StatelessSampler(range(25), seed=1, round_up=round_up)
+        sampler.start_at(4, position)
+        sampler.set_epoch(epoch)
+        indices = list(sampler)
+        assert epoch != 4 or len(indices) == sampler.count_from(position)
+        assert indices == list(sampler), "iterating again starts at the same place"
+        return indices
+
+    order = share(0, 1)
+    for batches in range(14):
+        position = 2 * batches * before
+        shares = [share(rank, now, position) for rank in range(now)]
+        counts = Counter(int(index) for part in shares for index in part)
+        assert set(counts) >= set(order[position:])
+        assert {index.epoch for part in shares for index in part} <= {4}
+        if round_up:
+            assert len({len(part) for part in shares}) == 1
+            assert sum(counts.values()) - len(order[position:]) in range(now)
+        else:
+            assert counts == Counter(order[position:])
+        if now == before:
+            assert shares == [share(rank, now)[2 * batches :] for rank in range(now)]
+        assert share(0, now, position, epoch=5) == share(0, now, epoch=5), "other epochs are whole"
+
+
+def test_refuses_a_start_before_the_beginning():
+    with pytest.raises(ValueError, match="at least 0, got 0, -1"):
+        StatelessSampler(range(5), seed=0).start_at(0, -1)
+
+
 def test_refuses_a_missing_seed_and_an_empty_dataset():
     with pytest.raises(ValueError, match=r"randomness=dict\(seed="):
         DATA_SAMPLERS.build({"type": "StatelessSampler", "dataset": range(5)})

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -184,6 +185,32 @@ def test_a_resumed_run_has_the_record_of_the_whole_one(
     assert read(tmp_path) == whole
 
 
+def test_a_validation_that_was_cut_off_leaves_no_gap(
+    tmp_path: Path, folder: Path, tiny_arch: dict
+) -> None:
+    class CutOff(Hook):
+        def before_val_iter(self, runner, batch_idx, data_batch=None) -> None:
+            if runner.epoch == 2:
+                raise KeyboardInterrupt
+
+    def make(name: str, *hooks: Hook, resume: bool = False) -> Runner:
+        loop = dict(type="ResumableEpochLoop", max_epochs=4)
+        model = make_model(tiny_arch)
+        return make_runner(tmp_path / name, folder, model, *hooks, resume=resume, train_cfg=loop)
+
+    make("whole").train()
+    whole = read(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        make("cut", CutOff()).train()
+    assert read(tmp_path / "cut")["records"] == whole["records"][:2]
+    make("cut", resume=True).train()
+    assert read(tmp_path / "cut") == whole
+    # One that was not cut off takes the place of its record when it is made again.
+    (tmp_path / "cut" / "last_checkpoint").write_text(str(tmp_path / "cut" / "epoch_2.pth"))
+    make("cut", resume=True).train()
+    assert read(tmp_path / "cut") == whole
+
+
 def test_a_new_run_in_the_same_folder_starts_a_new_record(
     tmp_path: Path, folder: Path, tiny_arch: dict
 ) -> None:
@@ -214,10 +241,12 @@ def test_the_warning_comes_again_after_a_recovery(tmp_path: Path) -> None:
         logger=SimpleNamespace(warning=warnings.append),
         val_dataloader=SimpleNamespace(dataset=range(30)),
         val_loop=SimpleNamespace(seed=0),
+        message_hub=SimpleNamespace(get_scalar=lambda name: HistoryBuffer([0.9], [1])),
     )
     hook = TrainingSignalHook()
     healthy = {f"feature_diversity_stage{stage}": 0.45 for stage in (1, 2, 3, 4)}
     for rank in (20.0, 5.0, 4.0, 19.0, 18.0, 3.0):
+        runner.iter += 1
         hook.after_val_epoch(runner, dict(held_out_loss=0.9, effective_rank=rank, **healthy))
     assert ["5.00" in warnings[0], "3.00" in warnings[1], len(warnings)] == [True, True, 2]
 

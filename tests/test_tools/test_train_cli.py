@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -111,8 +113,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch):
         tool = load_tool(name)
         caught = {}
 
-        def catch(cfg: Config, notes: list[str]) -> None:
+        def catch(cfg: Config, notes: list[str], **start: object) -> None:
             caught.update(cfg=cfg, notes=notes)
+            run.start = start
             raise Launched
 
         monkeypatch.setattr(tool, "train" if name == "train" else "build_runner", catch)
@@ -142,7 +145,6 @@ def test_a_missing_config_is_one_line_and_status_2(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--resume", "gone.pth"], "gone.pth"),
         (["--launcher", "pytorch"], "WORLD_SIZE"),
         (["--auto-scale-lr", "--cfg-options", "auto_scale_lr=None"], "base_batch_size"),
         (["--amp", "--cfg-options", "optim_wrapper.type=ApexOptimWrapper"], "ApexOptimWrapper"),
@@ -167,7 +169,7 @@ def test_defaults(toy, run_main):
     cfg, notes = run_main("train", toy)
     assert Path(cfg.work_dir) == Path("work_dirs/toy")
     assert cfg.launcher == "none"
-    assert not cfg.get("resume", False)
+    assert run_main.start == dict(resume=False, overwrite=False)
     assert cfg.optim_wrapper.type == "OptimWrapper"
     assert cfg.optim_wrapper.optimizer.lr == 0.16
     assert notes == []
@@ -179,14 +181,113 @@ def test_options_reach_the_config(toy, run_main):
         "train", toy, "--work-dir", "elsewhere", "--resume", "--cfg-options", *options
     )
     assert cfg.work_dir == "elsewhere"
-    assert cfg.resume is True and cfg.load_from is None
+    assert run_main.start == dict(resume=True, overwrite=False)
     assert (cfg.train_dataloader.batch_size, cfg.randomness.seed) == (4, 7)
 
 
 def test_resume_from_a_file(toy, run_main):
-    Path("epoch_3.pth").touch()
-    cfg, _ = run_main("train", toy, "--resume", "epoch_3.pth")
-    assert cfg.resume is True and cfg.load_from == "epoch_3.pth"
+    run_main("train", toy, "--resume", "epoch_3.pth", "--overwrite")
+    assert run_main.start == dict(resume="epoch_3.pth", overwrite=True)
+
+
+def run_train(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str):
+    """Train the toy in this process; returns exit status and all that was printed."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "toy.py", *arguments])
+    status = load_tool("train").main()
+    return status, "".join(capfd.readouterr())
+
+
+def epochs(number: int) -> list[str]:
+    """Options for so many epochs, under a name of their own: Runners of one share their history."""
+    return ["--cfg-options", f"train_cfg.max_epochs={number}", f"experiment_name=toy{number}"]
+
+
+@pytest.mark.fault(3, "training started again in the same folder", "refused until a flag says how")
+def test_a_second_start_needs_a_flag(toy, monkeypatch, capfd):
+    train = partial(run_train, monkeypatch, capfd)
+    folder = Path("work_dirs/toy")
+    status, said = train("--resume", *epochs(2))
+    assert status == 0 and "no checkpoint to resume from: the run starts anew" in said
+    assert "DurableCheckpointHook takes the place of CheckpointHook" in said
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
+
+    status, said = train(*epochs(1))
+    (line,) = [text for text in said.splitlines() if text.startswith("train.py")]
+    assert status == 2 and "--resume goes on with it, --overwrite replaces it" in line
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
+
+    # The newest is damaged, and mmengine's pointer is gone.
+    (folder / "epoch_2.pth").write_bytes((folder / "epoch_2.pth").read_bytes()[:-100])
+    (folder / "last_checkpoint").unlink()
+    status, said = train("--resume", *epochs(3))
+    assert status == 0
+    assert "not resumed from: work_dirs/toy/epoch_2.pth is damaged" in said
+    assert "resumed epoch: 1, iter: 4" in said
+    assert len(list(folder.glob("epoch_*.pth"))) == 3
+
+    status, said = train("--overwrite", *epochs(1))
+    assert status == 0 and "deleted work_dirs/toy/epoch_3.pth" in said
+    assert [path.name for path in folder.glob("*.pth")] == ["epoch_1.pth"]
+    assert (folder / "last_checkpoint").read_text().endswith("epoch_1.pth")
+
+
+@pytest.mark.fault(3, "every checkpoint damaged; a named one missing", "an error, no new start")
+def test_nothing_to_go_on_from_is_one_line(toy, monkeypatch, capfd):
+    train = partial(run_train, monkeypatch, capfd)
+    folder = Path("work_dirs/toy")
+    folder.mkdir(parents=True)
+    (folder / "epoch_1.pth").write_bytes(b"half of it")
+    for arguments, words in (
+        (["--resume"], "no checkpoint that it could go on from"),
+        (["--resume", "gone.pth"], "checkpoint gone.pth does not exist"),
+        (["--resume", "--overwrite"], "give one of them"),
+    ):
+        status, said = train(*arguments)
+        assert status == 2
+        (line,) = said.splitlines()
+        assert line.startswith("train.py: ") and words in line
+    assert [path.name for path in folder.iterdir()] == ["epoch_1.pth"]
+
+
+@pytest.mark.fault(1, "the disk full during a save, from the command line", "status 2 and one line")
+def test_a_full_disk_is_one_line(toy, monkeypatch, capfd):
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    status, said = run_train(monkeypatch, capfd, *epochs(1))
+    assert status == 2
+    assert "train.py: [Errno 28] No space left on device: the run stops" in said.splitlines()[-1]
+    assert not list(Path("work_dirs/toy").glob("*.p*t*"))
+
+
+def test_a_failed_start_leaves_the_run_it_would_replace(toy, monkeypatch, capfd):
+    train = partial(run_train, monkeypatch, capfd)
+    assert train(*epochs(1))[0] == 0
+    before = Path("work_dirs/toy/epoch_1.pth").read_bytes()
+    options = ["train_dataloader.batch_size=9", "train_dataloader.drop_last=True"]
+    status, said = train("--overwrite", "--cfg-options", *options)
+    assert status == 2 and "do not fill one batch" in said
+    assert Path("work_dirs/toy/epoch_1.pth").read_bytes() == before
+
+
+def test_a_checkpoint_hook_with_other_settings_is_refused_by_name(toy, monkeypatch, capfd):
+    with pytest.raises(TypeError, match="out_dir"):
+        run_train(monkeypatch, capfd, "--cfg-options", "default_hooks.checkpoint.out_dir=elsewhere")
+
+
+def test_a_clean_stop_passes_its_status_on(toy, monkeypatch):
+    tool, left = load_tool("train"), []
+
+    def stop(*_: object, **__: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(tool, "train", stop)
+    monkeypatch.setattr(tool, "leave_processes", lambda: left.append(True))
+    monkeypatch.setattr(sys, "argv", ["train.py", str(toy)])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    assert ended.value.code == 143 and left == [True]
 
 
 def test_amp_changes_the_wrapper_and_keeps_its_arguments(toy, run_main):
@@ -234,7 +335,7 @@ def test_the_class_of_the_runner_comes_from_the_config(toy, monkeypatch):
     assert isinstance(runner, ToyRunner)
     assert runner.lines[0] == "a note"
     added = [hook["type"] for hook in runner.cfg.custom_hooks]
-    assert added == ["PortableCheckpointHook", "StrictLoadingHook"]
+    assert added == ["ConsolidateOptimizerHook", "PortableCheckpointHook", "StrictLoadingHook"]
 
 
 @pytest.mark.parametrize(
@@ -380,6 +481,7 @@ def test_dist_train_hands_everything_to_torchrun(stub):
         "--master_addr=10.0.0.1",
         "--master_port=12345",
         "--nproc_per_node=4",
+        "--max-restarts=0",
         str(TOOLS / "train.py"),
         "my config.py",
         "--launcher",
@@ -409,38 +511,6 @@ def test_dist_test_has_its_defaults_for_one_machine(stub):
         "--out",
         "r.pkl",
     ]
-
-
-def test_slurm_train_asks_for_whole_nodes_and_takes_a_work_dir(stub):
-    settings = dict(stub, GPUS="16", GPUS_PER_NODE="8", CPUS_PER_TASK="6", SRUN_ARGS="--qos=x -v")
-    result = run_script("slurm_train.sh", "part", "a job", "c.py", "my work", "--amp", **settings)
-    assert result.stdout.splitlines() == [
-        "srun",
-        "--partition=part",
-        "--job-name=a job",
-        "--gres=gpu:8",
-        "--ntasks=16",
-        "--ntasks-per-node=8",
-        "--cpus-per-task=6",
-        "--kill-on-bad-exit=1",
-        "--qos=x",
-        "-v",
-        stub["PYTHON"],
-        "-u",
-        str(TOOLS / "train.py"),
-        "c.py",
-        "--launcher",
-        "slurm",
-        "--work-dir",
-        "my work",
-        "--amp",
-    ]
-
-
-def test_slurm_train_without_a_work_dir_and_with_fewer_gpus_than_a_node(stub):
-    lines = run_script("slurm_train.sh", "p", "j", "c.py", "--amp", **stub, GPUS="2").stdout
-    assert "--gres=gpu:2" in lines and "--ntasks-per-node=2" in lines
-    assert lines.splitlines()[-4:] == ["c.py", "--launcher", "slurm", "--amp"]
 
 
 def test_slurm_test_passes_the_checkpoint(stub):

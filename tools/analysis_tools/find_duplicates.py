@@ -84,7 +84,7 @@ def list_images(folder: Path) -> list[str]:
         FileNotFoundError: there is no such folder.
         TooFewImagesError: it has no image.
     """
-    return scan_folder(resolve_folder(folder), RASTER_SUFFIXES).images
+    return list(scan_folder(resolve_folder(folder), RASTER_SUFFIXES).images)
 
 
 def read_any(path: str) -> NDArray:

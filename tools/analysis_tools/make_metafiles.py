@@ -43,6 +43,7 @@ TRAINING_DATA = {
     "_ade20k": "ADE20K",
     "_sample": "built-in sample set",
     "_folder": "any folder of images",
+    "_shards": "any folder of tar shards",
 }
 """What a model is trained on, by the first of these that its name contains."""
 

@@ -66,7 +66,7 @@ class StatelessSeedHook(Hook):
         ):
             raise ValueError(
                 "StatelessInfiniteSampler never ends an epoch, and train_cfg counts epochs: use "
-                "sampler=dict(type='StatelessSampler', shuffle=True) or IterBasedTrainLoop"
+                "sampler=dict(type='StatelessSampler', shuffle=True) or ResumableIterLoop"
             )
 
     def before_train_iter(

@@ -24,7 +24,8 @@ class TrainingSignalHook(Hook):
     Needs `HeldOutLoop` as the validation loop. The first validation comes before training, so that
     the start is on record too. Signs of collapsed features are logged as a warning when they first
     appear, and the end of training brings a summary in plain words, which the JSON file holds too.
-    A resumed run goes on with the file of its work_dir, up to the iteration it resumes from.
+    A resumed run goes on with the file of its work_dir, up to the iteration it resumes from. A
+    validation that is made up for, or made again, takes the place of its record.
 
     Args:
         validate_first: whether to validate before training.
@@ -57,6 +58,7 @@ class TrainingSignalHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Add the figures to the record, write it, draw it, and warn of a collapse."""
         assert metrics is not None
+        self._records = [record for record in self._records if record["step"] < runner.iter]
         record: Record = dict(step=runner.iter, epoch=runner.epoch, **metrics)
         train_loss = _mean_train_loss(runner, self._records)
         if train_loss is not None:

@@ -23,7 +23,7 @@ def check_mask_layout(name: str) -> None:
         ValueError: no layout of `MASK_LAYOUTS` has this name.
         ImportError: the layout needs a library that cannot be imported.
     """
-    if name not in MASK_LAYOUTS:
+    if not isinstance(name, str) or name not in MASK_LAYOUTS:
         raise ValueError(f"mask_layout must be one of {sorted(MASK_LAYOUTS)}, got {name!r}")
     MASK_LAYOUTS[name].check_available()
 

@@ -1,0 +1,22 @@
+"""A check of arguments that several modules share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Check an argument that counts something.
+
+    Args:
+        name: what the message calls it.
+        value: the argument.
+        least: smallest number allowed.
+
+    Raises:
+        ValueError: it is no whole number, or smaller.
+    """
+    if not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
