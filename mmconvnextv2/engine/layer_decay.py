@@ -6,15 +6,15 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from mmconvnextv2.engine.optim_constructors import build_optim_wrapper, is_decayed
+from mmconvnextv2.engine.plain_model import plain_model
 from mmconvnextv2.nn import ConvNeXtV2
 
 SCHEMES = ("single", "group", "layer_wise", "stage_wise")
@@ -172,8 +172,7 @@ class LayerDecayOptimWrapperConstructor:
             ValueError: the scheme is unknown or does not fit the depths, or the model does not
                 hold exactly one ConvNeXt V2.
         """
-        if is_model_wrapper(model):
-            model = cast(nn.Module, model.module)
+        model = plain_model(model)
         groups = self.parameter_groups(model)
         title = f"layer decay {self.scheme!r}, {self.decay_rate:g} a layer"
         if self.encoder_rate != 1.0:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, is_main_process
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from mmconvnextv2.engine.nonfinite import (
     first_bad_output,
     kept_random_state,
 )
+from mmconvnextv2.engine.plain_model import plain_model
 from mmconvnextv2.files import write_atomically
 
 
@@ -83,7 +83,7 @@ class NonFiniteReport:
 
     def locate(self, runner: Runner) -> None:
         """Find the origin and complete the sentence with it."""
-        model, call = plain_model(runner), self.step.call
+        model, call = plain_model(runner.model), self.step.call
         if call is None:
             self.sentence += (
                 ", and the model was not called with mode='loss', so its origin is open"
@@ -142,11 +142,6 @@ def image_names(data_batch: Any) -> list[str]:
     samples = data_batch.get("data_samples") if isinstance(data_batch, Mapping) else None
     paths = [getattr(sample, "img_path", None) for sample in samples or []]
     return [str(path) for path in paths if path is not None]
-
-
-def plain_model(runner: Runner) -> nn.Module:
-    """The model of a run, out of its wrapper for several processes."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _json_number(value: float) -> float | str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmconvnextv2.engine.plain_model import plain_model
 from mmconvnextv2.nn import GRN
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase, GRN)
@@ -75,8 +75,7 @@ class WeightDecayOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer of a model, wrapped for distributed training or not."""
-        if is_model_wrapper(model):
-            model = cast(nn.Module, model.module)
+        model = plain_model(model)
         decayed: list[nn.Parameter] = []
         exempt: list[nn.Parameter] = []
         for module in model.modules():

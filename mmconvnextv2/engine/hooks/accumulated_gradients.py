@@ -6,11 +6,12 @@ from typing import Any
 
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
+
+from mmconvnextv2.engine.plain_model import plain_model
 
 _KEY = "accumulated_gradients"
 
@@ -36,7 +37,7 @@ class AccumulatedGradientsHook(Hook):
         """Let all processes have the same gradients, whose mean the next step is to use."""
         if not _between_steps(runner):
             return
-        for parameter in _model(runner).parameters():
+        for parameter in plain_model(runner.model).parameters():
             if parameter.grad is not None:
                 all_reduce(parameter.grad, "mean")
 
@@ -45,7 +46,7 @@ class AccumulatedGradientsHook(Hook):
         if "optimizer" in checkpoint and _between_steps(runner):
             checkpoint[_KEY] = {
                 name: parameter.grad.cpu()
-                for name, parameter in _model(runner).named_parameters()
+                for name, parameter in plain_model(runner.model).named_parameters()
                 if parameter.grad is not None
             }
 
@@ -57,7 +58,7 @@ class AccumulatedGradientsHook(Hook):
         """Put them back where a run resumes."""
         if self._loaded is None or runner.iter == 0:
             return
-        for name, parameter in _model(runner).named_parameters():
+        for name, parameter in plain_model(runner.model).named_parameters():
             if name in self._loaded:
                 parameter.grad = self._loaded[name].to(parameter)
         runner.logger.info("no gradients are lost: the checkpoint has those of the unfinished step")
@@ -67,7 +68,3 @@ class AccumulatedGradientsHook(Hook):
 def _between_steps(runner: Runner) -> bool:
     wrapper = runner.optim_wrapper
     return not isinstance(wrapper, OptimWrapperDict) and not wrapper.should_update()
-
-
-def _model(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -7,12 +7,12 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmconvnextv2.datasets.annotation_checks import check_annotations
+from mmconvnextv2.engine.plain_model import plain_model
 
 _HEAD = re.compile(r"(^|\.)(bbox|mask|decode|auxiliary)_head(\.\d+)?$")
 
@@ -68,7 +68,7 @@ def _num_classes(model: nn.Module) -> int | None:
     Raises:
         ValueError: The heads differ.
     """
-    inner: Any = model.module if is_model_wrapper(model) else model
+    inner: Any = plain_model(model)
     counts = {
         name: module.num_classes
         for name, module in inner.named_modules()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmconvnextv2.engine.nonfinite import Call, read_random_state, total_loss
-from mmconvnextv2.engine.nonfinite_report import NonFiniteReport, Step, plain_model
+from mmconvnextv2.engine.nonfinite_report import NonFiniteReport, Step
+from mmconvnextv2.engine.plain_model import plain_model
 
 MAX_DROPPED = 20
 """Steps in a row that a loss scaler may drop. It starts at 2**16 and halves, so 17 bring it to 0.5:
@@ -76,7 +77,7 @@ class FiniteHook(Hook):
                 f"{type(runner.optim_wrapper).__name__}: remove the hook from custom_hooks"
             )
         self._forget()
-        model = plain_model(runner)
+        model = plain_model(runner.model)
         self._handles = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             model.register_forward_hook(self._after_forward, with_kwargs=True),
@@ -178,7 +179,9 @@ class FiniteHook(Hook):
         runner.message_hub.update_info(_SKIPS, skips)
         self._drop_update = not stepping and not runner.optim_wrapper.should_update()
         if step.buffers:
-            for buffer, before in zip(plain_model(runner).buffers(), step.buffers, strict=True):
+            for buffer, before in zip(
+                plain_model(runner.model).buffers(), step.buffers, strict=True
+            ):
                 buffer.copy_(before)
         runner.logger.warning(
             f"left out, {skips} of at most {self.max_skips}: {report.sentence}; see {report.path}"

@@ -7,11 +7,11 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmconvnextv2.engine.plain_model import plain_model
 from mmconvnextv2.seeding import seeded_cpu
 from mmconvnextv2.visualization.files import save_png
 from mmconvnextv2.visualization.prediction import draw_reconstructions
@@ -85,8 +85,7 @@ class ReconstructionHook(Hook):
             self._draw(runner, f"iter_{step:07d}", step=step)
 
     def _draw(self, runner: Runner, name: str, step: int) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        grid = draw_reconstructions(model, self._images, seed=self.seed)
+        grid = draw_reconstructions(plain_model(runner.model), self._images, seed=self.seed)
         path = save_png(grid, f"{runner.work_dir}/reconstructions/{name}.png")
         runner.visualizer.add_image("reconstruction", np.asarray(grid), step=step)
         print_log(f"Reconstructions of {len(self._images)} images: {path}", runner.logger)

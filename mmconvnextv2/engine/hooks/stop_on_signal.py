@@ -1,4 +1,4 @@
-"""Hook that ends training in good order when a signal asks for it, and the tools' exit codes."""
+"""Hook that ends training in good order when a signal asks for it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmconvnextv2.engine.hooks.durable_checkpoint import DurableCheckpointHook
-
-EXIT_FAULT = 1
-"""Exit code after a fault, which also shows its traceback."""
-
-EXIT_USER_ERROR = 2
-"""Exit code after what the caller can put right: arguments, paths, images, checkpoints."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What ends a run in good order: the polite kill, Slurm's notice before the time is up, Ctrl-C."""

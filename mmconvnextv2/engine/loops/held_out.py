@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_gather_object
-from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
@@ -26,6 +25,7 @@ from mmconvnextv2.analysis.feature_statistics import (
 )
 from mmconvnextv2.analysis.knn import FeatureBank, knn_accuracy
 from mmconvnextv2.datasets.stateless import StatelessDataset
+from mmconvnextv2.engine.plain_model import plain_model
 from mmconvnextv2.nn import FCMAE, VisibleCells
 from mmconvnextv2.seeding import Stream, derive_seed, seeded_cpu
 from mmconvnextv2.visualization.prediction import evaluation_mode
@@ -134,8 +134,7 @@ class HeldOutLoop(BaseLoop):
         """
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
-        model = self.runner.model
-        model = model.module if is_model_wrapper(model) else model
+        model = plain_model(self.runner.model)
         if not isinstance(model, FCMAE):
             raise TypeError(f"HeldOutLoop measures an FCMAE, got {type(model).__name__}")
         with seeded_cpu(self.seed), evaluation_mode(model):
