@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from free_port import free_port
 from mmengine.config import Config
 from narrowing import (
     CLASSES,
@@ -39,12 +39,6 @@ def sample_config(task: str) -> Config:
     """The config of the built-in sample set."""
     (path,) = (CONFIGS / task).glob("*_sample.py")
     return Config.fromfile(path)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launch(config: Config, work_dir: Path, *arguments: str) -> list[dict[str, Any]]:

@@ -492,6 +492,32 @@ def test_dist_train_hands_everything_to_torchrun(stub):
     ]
 
 
+def test_a_job_that_starts_again_has_a_store_for_each_start(stub):
+    result = run_script("dist_train.sh", "c.py", "2", **stub, MAX_RESTARTS="3", PORT="12345")
+    assert result.stdout.splitlines() == [
+        "python",
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=1",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=127.0.0.1:12345",
+        "--local_addr=127.0.0.1",
+        "--nproc_per_node=2",
+        "--max-restarts=3",
+        str(TOOLS / "train.py"),
+        "c.py",
+        "--launcher",
+        "pytorch",
+    ]
+
+
+def test_several_machines_cannot_start_again_by_themselves(stub):
+    result = run_script("dist_train.sh", "c.py", "2", **stub, MAX_RESTARTS="3", NNODES="2")
+    assert result.returncode == 2
+    assert not result.stdout
+    assert "MAX_RESTARTS=3 works on one machine and NNODES is 2" in result.stderr
+
+
 def test_dist_test_has_its_defaults_for_one_machine(stub):
     lines = run_script("dist_test.sh", "c.py", "w.pth", "2", "--out", "r.pkl", **stub).stdout
     assert lines.splitlines() == [
