@@ -223,7 +223,7 @@ def transfer_phase(
     if any(value < GOALS[name] for name, value in metrics.items()):
         text += (
             "\n\nWhat stays below its goal does so for want of steps: the schedules are cut to fit "
-            "minutes on two cores, and the curve has not come to rest."
+            "minutes on two cores, and longer ones reach more."
         )
     table = [("metric on the held-out split", "reached", "goal"), *rows]
     return Phase(metrics, Section(heading, text, table=table, figures=figures))
