@@ -291,7 +291,9 @@ def _open_tiff(tiff: tifffile.TiffFile) -> _Source:
     tag = tags.valueof(_ORIENTATION, 1)
     pages = channels if extra and axes[extra[0]] != "S" else 1
     dtype = np.dtype(series.dtype).name
-    _refuse_bomb(math.prod(series.shape) * np.dtype(series.dtype).itemsize, tiff.filehandle.size)
+    # A tile is decoded whole, also where it is larger than the image.
+    values = max(math.prod(series.shape), math.prod(page.chunks))
+    _refuse_bomb(values * np.dtype(series.dtype).itemsize, tiff.filehandle.size)
     header = RasterHeader(*_upright_size(height, width, tag), channels, dtype, pages)
 
     def decode() -> np.ndarray:

@@ -242,6 +242,16 @@ def test_a_tiff_that_is_a_bomb_is_refused(tmp_path: Path, read: Callable) -> Non
         read(path)
 
 
+def test_a_tile_far_larger_than_its_image_is_refused(tmp_path: Path) -> None:
+    """It would be decoded whole."""
+    pixels = np.zeros((24, 33), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
+        tiff.pages.first.tags["TileWidth"].overwrite(201_326_608)
+    with pytest.raises(UnreadableImageError, match="taken for a decompression bomb"):
+        read_raster(tmp_path / "a.tif")
+
+
 def test_a_large_tiff_that_is_none_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The size alone refuses nothing: neither stored as it is, nor compressed as far as noise."""
     monkeypatch.setattr("mmconvnextv2.datasets.raster_reading.BOMB_BYTES", 1_000)
