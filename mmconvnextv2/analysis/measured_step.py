@@ -85,6 +85,7 @@ def check_same_step(cfg: Config, arguments: dict[str, Any], path: Path) -> None:
         "mask ratio": cfg.model.data_preprocessor.get("mask_ratio", MASK_RATIO),
         "with_cp": backbone.get("with_cp", False),
         "use_grn": backbone.get("use_grn", True),
+        "response_norm": backbone.get("response_norm"),
     }
     size = arguments["image_size"]
     found = {
@@ -94,6 +95,7 @@ def check_same_step(cfg: Config, arguments: dict[str, Any], path: Path) -> None:
         "mask ratio": MASK_RATIO,
         "with_cp": False,
         "use_grn": True,
+        "response_norm": None,
     }
     differences = [
         f"{name} {found[name]}, not {asked[name]}" for name in asked if asked[name] != found[name]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmconvnextv2.checkpoint.reading import read_checkpoint
 
 __all__ = [
+    "GRN_KEY",
     "OUTPUT_NORM",
     "StateDictMismatch",
     "backbone_state_dict",
@@ -20,6 +21,9 @@ __all__ = [
 
 OUTPUT_NORM = re.compile(r"norm\d\.")
 """Keys of the backbone's output norms, which a checkpoint of another task may lack or have."""
+
+GRN_KEY = re.compile(r"stages\.\d+\.\d+\.grn\.")
+"""Keys of the backbone's GRN, or of what stands in its place."""
 
 
 class StateDictMismatch(ValueError):

@@ -2,6 +2,20 @@
 
 from mmconvnextv2.models.convnextv2 import ConvNeXtV2
 from mmconvnextv2.models.data_preprocessor import FCMAEDataPreprocessor
-from mmconvnextv2.models.fcmae import FCMAE, FCMAEDecoder, FCMAEHead
+from mmconvnextv2.models.fcmae import (
+    FCMAE,
+    FCMAEDecoder,
+    FCMAEHead,
+    FCMAETransformerDecoder,
+    FCMAEUNetDecoder,
+)
 
-__all__ = ["FCMAE", "ConvNeXtV2", "FCMAEDataPreprocessor", "FCMAEDecoder", "FCMAEHead"]
+__all__ = [
+    "FCMAE",
+    "ConvNeXtV2",
+    "FCMAEDataPreprocessor",
+    "FCMAEDecoder",
+    "FCMAEHead",
+    "FCMAETransformerDecoder",
+    "FCMAEUNetDecoder",
+]

@@ -11,9 +11,13 @@ from torch import Tensor
 
 from mmconvnextv2 import nn
 from mmconvnextv2.nn import FCMAEDecoder, FCMAEHead, VisibleCells
+from mmconvnextv2.nn.decoder_transformer import FCMAETransformerDecoder
+from mmconvnextv2.nn.decoder_unet import FCMAEUNetDecoder
 from mmconvnextv2.nn.fcmae import check_parts
 
 MODELS.register_module(module=FCMAEDecoder)
+MODELS.register_module(module=FCMAEUNetDecoder)
+MODELS.register_module(module=FCMAETransformerDecoder)
 MODELS.register_module(module=FCMAEHead)
 
 
@@ -23,9 +27,12 @@ class FCMAE(nn.FCMAE, BaseSelfSupervisor):
 
     Args:
         backbone: config of the encoder.
-        neck: config of the decoder; its ``in_channels`` are those of the encoder's last stage.
+        neck: config of the decoder; its ``in_channels`` are those of the encoder's last stage, or
+            for a UNet with skips those of all stages.
         head: config of target and loss.
         data_preprocessor: config of the normalisation and the mask.
+        sparse_encoder: compute on visible cells alone; False feeds the dense encoder images with
+            zeros in removed cells.
         init_cfg: OpenMMLab's weight loading for the whole model.
 
     Raises:
@@ -39,6 +46,7 @@ class FCMAE(nn.FCMAE, BaseSelfSupervisor):
         neck: dict[str, Any],
         head: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
+        sparse_encoder: bool = True,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         # BaseSelfSupervisor builds the parts and stores them under the names that the plain class
@@ -52,6 +60,7 @@ class FCMAE(nn.FCMAE, BaseSelfSupervisor):
             init_cfg=init_cfg,
         )
         check_parts(self.backbone, self.neck)
+        self.sparse_encoder = sparse_encoder
         lets_missing_pass = getattr(self.data_preprocessor, "missing", "refuse") == "ignore"
         if lets_missing_pass and self.head.missing != "ignore":
             raise ValueError(

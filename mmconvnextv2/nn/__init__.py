@@ -4,6 +4,8 @@ from mmconvnextv2.nn.block import Block
 from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
 from mmconvnextv2.nn.convnextv2 import ARCHITECTURES, ConvNeXtV2
 from mmconvnextv2.nn.decoder import FCMAEDecoder
+from mmconvnextv2.nn.decoder_transformer import FCMAETransformerDecoder
+from mmconvnextv2.nn.decoder_unet import FCMAEUNetDecoder
 from mmconvnextv2.nn.fcmae import FCMAE
 from mmconvnextv2.nn.grn import GRN
 from mmconvnextv2.nn.head import FCMAEHead
@@ -21,6 +23,8 @@ __all__ = [
     "ConvNeXtV2",
     "FCMAEDecoder",
     "FCMAEHead",
+    "FCMAETransformerDecoder",
+    "FCMAEUNetDecoder",
     "VisibleCells",
     "patchify",
     "random_masking",

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 
+def is_whole_number(value: Any) -> bool:
+    """Whether an argument is an int; True and False are none here, which Python counts as 1 and 0."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Check an argument that counts something.
 
@@ -16,7 +21,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     Raises:
         ValueError: it is no whole number, or smaller.
     """
-    if not isinstance(value, int):
+    if not is_whole_number(value):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

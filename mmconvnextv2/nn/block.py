@@ -10,6 +10,7 @@ from mmconvnextv2.nn.eager import is_eager_on_cpu
 from mmconvnextv2.nn.grn import GRN
 from mmconvnextv2.nn.layouts import Layout
 from mmconvnextv2.nn.mlp import grn_mlp
+from mmconvnextv2.nn.response_norms import ResponseNorm, ResponseNormConfig, build_response_norm
 
 
 class Block(nn.Module):
@@ -22,6 +23,10 @@ class Block(nn.Module):
         drop_path_rate: probability to drop the residual branch of an image while training.
         use_grn: normalise the 4C features; False for V1.
         layer_scale_init_value: start of V1's LayerScale; 0 for none, as in V2.
+        response_norm: what stands in GRN's place, for ablations; None for GRN itself.
+
+    Raises:
+        ValueError: `response_norm` is unknown, or given without `use_grn`.
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class Block(nn.Module):
         drop_path_rate: float = 0.0,
         use_grn: bool = True,
         layer_scale_init_value: float = 0.0,
+        response_norm: ResponseNormConfig | None = None,
     ) -> None:
         super().__init__()
         hidden_channels = 4 * num_channels
@@ -38,7 +44,7 @@ class Block(nn.Module):
         )
         self.norm = nn.LayerNorm(num_channels, eps=1e-6)
         self.pointwise_conv1 = nn.Linear(num_channels, hidden_channels)
-        self.grn = GRN(hidden_channels) if use_grn else None
+        self.grn = _build_grn(hidden_channels, use_grn, response_norm)
         self.pointwise_conv2 = nn.Linear(hidden_channels, num_channels)
         self.gamma = (
             nn.Parameter(torch.full((num_channels,), float(layer_scale_init_value)))
@@ -68,7 +74,7 @@ class Block(nn.Module):
     def _pointwise(self, x: Tensor, layout: Layout) -> Tensor:
         """Both pointwise layers, with GELU and GRN between them."""
         images_NPC = layout.group_images(x)
-        if self.grn is not None and images_NPC is not None and is_eager_on_cpu(x):
+        if type(self.grn) is GRN and images_NPC is not None and is_eager_on_cpu(x):
             x_NPC = grn_mlp(images_NPC, self.pointwise_conv1, self.grn, self.pointwise_conv2)
             return x_NPC.view_as(x)
         x = layout.zero_removed(F.gelu(self.pointwise_conv1(x)))
@@ -92,3 +98,17 @@ class Block(nn.Module):
     def extra_repr(self) -> str:
         """Show the drop path rate, which no submodule shows."""
         return f"drop_path_rate={self.drop_path_rate:g}" if self.drop_path_rate else ""
+
+
+def _build_grn(
+    num_channels: int, use_grn: bool, response_norm: ResponseNormConfig | None
+) -> GRN | ResponseNorm | None:
+    """GRN, or what stands in its place."""
+    if response_norm is None:
+        return GRN(num_channels) if use_grn else None
+    if not use_grn:
+        raise ValueError(
+            f"response_norm={response_norm!r} takes GRN's place, and use_grn=False leaves it "
+            f"empty: give one of the two"
+        )
+    return build_response_norm(response_norm, num_channels)

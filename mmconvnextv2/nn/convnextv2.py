@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmconvnextv2.nn.arguments import check_count
+from mmconvnextv2.nn.arguments import check_count, is_whole_number
 from mmconvnextv2.nn.block import Block
 from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
 from mmconvnextv2.nn.init import init_weights
 from mmconvnextv2.nn.layouts import MASK_LAYOUTS, DenseLayout, Layout, check_mask_layout
+from mmconvnextv2.nn.response_norms import ResponseNormConfig
 
 ARCHITECTURES: dict[str, dict[str, tuple[int, ...]]] = {
     "atto": dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
@@ -58,6 +59,9 @@ class ConvNeXtV2(nn.Module):
         mask_layout: where visible cells live in a masked call, a name of `MASK_LAYOUTS`.
         use_grn: V2's GRN; False for V1.
         layer_scale_init_value: start of V1's LayerScale, 1e-6 there; 0 for none, as in V2.
+        response_norm: what stands in GRN's place in every block, for ablations: a name of
+            `mmconvnextv2.nn.response_norms.RESPONSE_NORMS`, or ``dict(type=name, ...)``. It needs
+            the layout "masked" in masked calls. None for GRN itself.
 
     Raises:
         ValueError: an argument is outside what is allowed.
@@ -76,6 +80,7 @@ class ConvNeXtV2(nn.Module):
         mask_layout: str = "packed",
         use_grn: bool = True,
         layer_scale_init_value: float = 0.0,
+        response_norm: ResponseNormConfig | None = None,
     ) -> None:
         super().__init__()
         check_count("in_channels", in_channels)
@@ -99,7 +104,10 @@ class ConvNeXtV2(nn.Module):
                 self.downsample_layers.append(Downsample(self.channels[i - 1], num_channels))
             first = sum(self.depths[:i])
             rates = [drop_path_rate * (first + j) / last_block for j in range(depth)]
-            blocks = [Block(num_channels, r, use_grn, layer_scale_init_value) for r in rates]
+            blocks = [
+                Block(num_channels, r, use_grn, layer_scale_init_value, response_norm)
+                for r in rates
+            ]
             self.stages.append(Stage(blocks))
             if output_norms and i in self.out_indices:
                 self.add_module(f"norm{i}", nn.LayerNorm(num_channels, eps=1e-6))
@@ -245,14 +253,14 @@ def _are_four_counts(values: Any) -> bool:
     return (
         isinstance(values, Sequence)
         and len(values) == 4
-        and all(isinstance(value, int) and value >= 1 for value in values)
+        and all(is_whole_number(value) and value >= 1 for value in values)
     )
 
 
 def _resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
     indices = out_indices if isinstance(out_indices, Sequence) else (out_indices,)
     if not indices or any(
-        not isinstance(i, int) or not -num_stages <= i < num_stages for i in indices
+        not is_whole_number(i) or not -num_stages <= i < num_stages for i in indices
     ):
         raise ValueError(
             f"out_indices must name stages from {-num_stages} to {num_stages - 1}, "

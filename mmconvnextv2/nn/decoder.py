@@ -43,6 +43,8 @@ class FCMAEDecoder(nn.Module):
         check_count("image_channels", image_channels)
         check_count("num_channels", num_channels)
         check_count("depth", depth, least=0)
+        self.in_channels = in_channels
+        self.image_channels = image_channels
         self.projection = nn.Linear(in_channels, num_channels)
         self.mask_token = nn.Parameter(torch.empty(num_channels))
         self.blocks = nn.ModuleList([Block(num_channels) for _ in range(depth)])

@@ -13,10 +13,18 @@ from torch import Tensor, nn
 from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
 from mmconvnextv2.nn.convnextv2 import Arch, ConvNeXtV2
 from mmconvnextv2.nn.decoder import FCMAEDecoder
+from mmconvnextv2.nn.decoder_transformer import FCMAETransformerDecoder
+from mmconvnextv2.nn.decoder_unet import FCMAEUNetDecoder
 from mmconvnextv2.nn.head import FCMAEHead
 from mmconvnextv2.nn.masking import random_masking
 from mmconvnextv2.nn.missing import Missing
 from mmconvnextv2.nn.patchify import patchify, unpatchify
+
+Decoder = FCMAEDecoder | FCMAEUNetDecoder | FCMAETransformerDecoder
+"""The paper's decoder, and those that its table 1a compares it with."""
+
+Features = Tensor | tuple[Tensor, ...]
+"""What a decoder takes: the map of the encoder's last stage, or with skips those of all stages."""
 
 
 class FCMAE(nn.Module):
@@ -26,17 +34,27 @@ class FCMAE(nn.Module):
         backbone: encoder, built with ``output_norms=False, gap_before_final_norm=False``.
         neck: decoder.
         head: target and loss.
+        sparse_encoder: compute on visible cells alone. False for the paper's ablation "without
+            sparse convolution": the dense encoder sees zeros in the pixels of removed cells, and
+            whatever its layers make of them. Only the decoder's mask tokens remain as they are.
 
     Raises:
         ValueError: the parts do not fit each other.
     """
 
-    def __init__(self, backbone: ConvNeXtV2, neck: FCMAEDecoder, head: FCMAEHead) -> None:
+    def __init__(
+        self,
+        backbone: ConvNeXtV2,
+        neck: Decoder,
+        head: FCMAEHead,
+        sparse_encoder: bool = True,
+    ) -> None:
         super().__init__()
         check_parts(backbone, neck)
         self.backbone = backbone
         self.neck = neck
         self.head = head
+        self.sparse_encoder = sparse_encoder
 
     @classmethod
     def build(
@@ -76,13 +94,24 @@ class FCMAE(nn.Module):
         """Put patches together to images ``(N, C, H, W)``, the inverse of `patchify`."""
         return unpatchify(patches_NHWP, CELL_SIZE)
 
-    def forward_encoder(self, x_NCHW: Tensor, mask: Tensor | VisibleCells) -> Tensor:
-        """Encode the visible cells: ``(N, C, H / 32, W / 32)``, zeros where cells are removed."""
-        return self.backbone(self.head.fill_missing(x_NCHW), mask)[-1]
+    def forward_encoder(self, x_NCHW: Tensor, mask: Tensor | VisibleCells) -> Features:
+        """Encode the visible cells.
 
-    def forward_decoder(self, features_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
+        Returns:
+            ``(N, C, H / 32, W / 32)``, zeros where cells are removed; for a decoder with skips the
+            maps of all stages, finest first. Without `sparse_encoder`, removed cells hold features
+            as well.
+        """
+        x_NCHW = self.head.fill_missing(x_NCHW)
+        if self.sparse_encoder:
+            maps = self.backbone(x_NCHW, mask)
+        else:
+            maps = self.backbone(_zero_removed(x_NCHW, mask))
+        return maps[-1] if isinstance(self.neck.in_channels, int) else maps
+
+    def forward_decoder(self, features: Features, mask_NHW: Tensor) -> Tensor:
         """Predict every patch from the encoder's features: ``(N, H, W, P)``."""
-        return self.neck(features_NCHW, mask_NHW)
+        return self.neck(features, mask_NHW)
 
     def forward_loss(self, x_NCHW: Tensor, prediction_NHWP: Tensor, mask_NHW: Tensor) -> Tensor:
         """Mean squared error on removed patches, a scalar; about 1 at the start of training."""
@@ -145,7 +174,16 @@ class FCMAE(nn.Module):
         return self.forward_decoder(self.forward_encoder(x_NCHW, cells), cells.mask_NHW)
 
 
-def check_parts(backbone: ConvNeXtV2, neck: FCMAEDecoder) -> None:
+def _zero_removed(x_NCHW: Tensor, mask: Tensor | VisibleCells) -> Tensor:
+    """Images with zeros, the mean of normalised pixels, in removed cells."""
+    cells = mask if isinstance(mask, VisibleCells) else VisibleCells.from_mask(mask)
+    cells.check_fits(x_NCHW)
+    removed_NHW = cells.mask_NHW.repeat_interleave(CELL_SIZE, dim=1)
+    removed_NHW = removed_NHW.repeat_interleave(CELL_SIZE, dim=2)
+    return x_NCHW.masked_fill(removed_NHW[:, None], 0)
+
+
+def check_parts(backbone: ConvNeXtV2, neck: Decoder) -> None:
     """Check that an encoder and a decoder make an FCMAE.
 
     Raises:
@@ -162,15 +200,20 @@ def check_parts(backbone: ConvNeXtV2, neck: FCMAEDecoder) -> None:
             "FCMAE trains on the raw feature map of the encoder's last stage: build the backbone "
             "with gap_before_final_norm=False, output_norms=False and out_indices=-1"
         )
-    given, needed = neck.projection.in_features, backbone.channels[-1]
-    if given != needed:
+    skips = not isinstance(neck.in_channels, int)
+    needed = backbone.channels if skips else backbone.channels[-1]
+    if neck.in_channels != needed:
         raise ValueError(
-            f"the decoder's in_channels must be {needed}, the channels of the encoder's last "
-            f"stage, got {given}"
+            f"the decoder's in_channels must be {needed}, the channels of the encoder's "
+            f"{'four stages' if skips else 'last stage'}, got {neck.in_channels}"
         )
-    predicted = neck.prediction.out_features // CELL_SIZE**2
-    if predicted != backbone.in_channels:
+    if skips and len(backbone.out_indices) != len(backbone.depths):
+        raise ValueError(
+            f"a decoder with skips needs an encoder with out_indices=(0, 1, 2, 3), got "
+            f"{backbone.out_indices}"
+        )
+    if neck.image_channels != backbone.in_channels:
         raise ValueError(
             f"the decoder's image_channels must be {backbone.in_channels}, the in_channels of the "
-            f"encoder, got {predicted}"
+            f"encoder, got {neck.image_channels}"
         )

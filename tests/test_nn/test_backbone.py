@@ -261,6 +261,9 @@ def check_compile(backend, net, blocks, layout, random_mask, relative_error) -> 
 
 
 BAD_ARGUMENTS = {
+    "flag for channels": (dict(arch=dict(depths=(1, 1, 1, 1), channels=(True, 2, 3, 4))), "True"),
+    "flag for in_channels": (dict(in_channels=True), "whole number, got True"),
+    "flag for out_indices": (dict(out_indices=True), "got True"),
     "unknown arch": (dict(arch="gigantic"), "(?=.*gigantic)(?=.*atto)"),
     "arch without channels": (dict(arch=dict(depths=[1, 1, 1, 1])), "channels"),
     "arch with an unknown key": (

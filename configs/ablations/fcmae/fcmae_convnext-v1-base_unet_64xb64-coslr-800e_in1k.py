@@ -1,0 +1,3 @@
+_base_ = "../../fcmae/fcmae_convnext-v1-base_64xb64-coslr-800e_in1k.py"
+
+model = dict(neck=dict(_delete_=True, type="FCMAEUNetDecoder", in_channels=1024))

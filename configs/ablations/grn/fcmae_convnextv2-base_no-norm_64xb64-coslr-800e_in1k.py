@@ -1,0 +1,7 @@
+"""Paper, table 16b: X * G(X), without N."""
+
+_base_ = "../../fcmae/fcmae_convnextv2-base_64xb64-coslr-800e_in1k.py"
+
+model = dict(
+    backbone=dict(response_norm=dict(type="grn", normalization=None), mask_layout="masked")
+)
