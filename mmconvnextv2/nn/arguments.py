@@ -6,7 +6,7 @@ from typing import Any
 
 
 def is_whole_number(value: Any) -> bool:
-    """Whether an argument is an int; True and False are none here, which Python counts as 1 and 0."""
+    """Whether an argument is an int, and not True or False, which Python counts among them."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
