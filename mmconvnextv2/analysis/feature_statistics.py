@@ -1,23 +1,29 @@
 """Figures that tell varied features from collapsed ones, without labels and with them.
 
-Shape suffixes: N images, C channels, H and W positions, P all positions of a map, S stages,
-K neighbours.
+Shape suffixes: N images, C channels, H and W positions, P all positions of a map, B blocks,
+S stages, K neighbours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import cast
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmconvnextv2.analysis.block_features import BlockName, block_names, visit_blocks
 from mmconvnextv2.analysis.knn import vote
-from mmconvnextv2.nn import ConvNeXtV2
-from mmconvnextv2.nn.block import Block
-from mmconvnextv2.nn.layouts import DenseLayout, Layout
+
+COLLAPSED_BELOW = 0.35
+"""Mean cosine distance of a stage below which its channels count as collapsing.
+
+It lies below every block of the paper's healthy encoders (figure 4: 0.41 is the lowest of V2, 0.35
+that of MAE's ViT) and above stages 2 to 4 of the V1 that collapses (0.31, 0.29 and 0.20). The last
+stage of a supervised V1, at 0.29, is below it too, and no failure.
+"""
 
 
 def channel_diversity(features_NCHW: Tensor) -> Tensor:
@@ -59,37 +65,66 @@ def _or_one(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, torch.ones_like(x))
 
 
-def stage_diversity(backbone: ConvNeXtV2, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode whole images, and measure the diversity of the channels at each stage.
+def block_diversity(backbone: nn.Module, x_NCHW: Tensor) -> Tensor:
+    """Encode whole images, and measure the diversity of the channels inside each block.
 
-    Measured are the 4C channels inside each block, after GELU and GRN: what the second pointwise
-    layer gets. There the paper sees the collapse that GRN prevents ("in the dimension-expansion
-    MLP layers"); which tensor its figure 4 shows is not stated. In the figure the blocks of V2 lie
-    between 0.41 and 0.49, and those of a V1 that collapses go down to 0.18.
+    Measured is what the last layer of a block gets: the 4C channels after GELU and GRN. There the
+    paper sees the collapse that GRN prevents ("in the dimension-expansion MLP layers"); which
+    tensor its figure 4 shows is not stated. In a ViT it is the same place, the feed-forward layer
+    after its activation.
 
     Args:
-        backbone: encoder in eval mode.
+        backbone: any that `visit_blocks` knows, in eval mode.
         x_NCHW: normalised images.
 
     Returns:
-        Mean of `channel_diversity` over the blocks of each stage, float64 ``(N, S)``, and the
-        features of the last stage ``(N, C, H / 32, W / 32)``, without any output norm.
+        `channel_diversity` of the B blocks, float64 ``(N, B)``.
+
+    Raises:
+        TypeError: a backbone whose blocks are not known.
     """
-    layout, features, means = DenseLayout(), x_NCHW, []
-    for downsample, stage in zip(backbone.downsample_layers, backbone.stages, strict=True):
-        features = downsample(features, layout)
-        blocks = []
-        for block in cast(Iterable[Block], stage):
-            blocks.append(channel_diversity(layout.to_dense(_hidden(block, features, layout))))
-            features = block(features, layout)
-        means.append(torch.stack(blocks).mean(dim=0))
-    return torch.stack(means, dim=1), layout.to_dense(features)
+    return _measure(backbone, x_NCHW)[0]
 
 
-def _hidden(block: Block, features: Tensor, layout: Layout) -> Tensor:
-    x = block.norm(layout.depthwise(features, block.depthwise_conv))
-    x = F.gelu(block.pointwise_conv1(x))
-    return x if block.grn is None else block.grn(x, layout)
+def stage_diversity(backbone: nn.Module, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Average `block_diversity` over the blocks of each stage.
+
+    In the paper's figure 4 the blocks of V2 lie between 0.41 and 0.49, and those of a V1 that
+    collapses go down to 0.18.
+
+    Returns:
+        Means float64 ``(N, S)``, and the features of the last block ``(N, C, H, W)``, without any
+        output norm.
+
+    Raises:
+        TypeError: a backbone whose blocks are not known.
+    """
+    diversity_NB, features_NCHW = _measure(backbone, x_NCHW)
+    return mean_by_stage(diversity_NB, block_names(backbone)), features_NCHW
+
+
+def mean_by_stage(values_NB: Tensor, blocks: Sequence[BlockName]) -> Tensor:
+    """Average figures of the blocks over those of each stage, ``(N, S)``."""
+    sizes = Counter(name.stage for name in blocks)
+    return torch.stack(
+        [stage_NB.mean(dim=1) for stage_NB in values_NB.split(list(sizes.values()), dim=1)], dim=1
+    )
+
+
+def _measure(backbone: nn.Module, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    diversity: list[Tensor] = []
+    last = [x_NCHW]
+
+    def keep_last(_: int, features_NCHW: Tensor) -> None:
+        last[0] = features_NCHW
+
+    visit_blocks(
+        backbone,
+        x_NCHW,
+        hidden=lambda _, features_NCHW: diversity.append(channel_diversity(features_NCHW)),
+        output=keep_last,
+    )
+    return torch.stack(diversity, dim=1), last[0]
 
 
 def effective_rank(features_NC: Tensor) -> float:

@@ -13,6 +13,7 @@ from mmconvnextv2.analysis.feature_statistics import (
     effective_rank,
     leave_one_out_knn,
 )
+from mmconvnextv2.analysis.published_curves import PAPER_CURVES, layer_positions
 
 pytestmark = pytest.mark.unit
 
@@ -45,6 +46,17 @@ def test_diversity_of_known_cases() -> None:
     assert channel_diversity(torch.zeros(2, 5, 4, 4)).tolist() == [0, 0]
     orthogonal = torch.eye(16).view(1, 16, 4, 4)
     assert channel_diversity(orthogonal).item() == pytest.approx(0.5 * (1 - 1 / 16))
+
+
+def test_the_papers_curves_have_its_blocks_and_means() -> None:
+    counts_and_means = {
+        name: (len(values), round(sum(values) / len(values), 3))
+        for name, values in PAPER_CURVES.items()
+    }
+    assert counts_and_means["ConvNeXt V2, FCMAE"] == (36, 0.462)
+    assert counts_and_means["ConvNeXt V1, FCMAE"] == (36, 0.298)
+    assert [len(values) for values in PAPER_CURVES.values()] == [36, 36, 36, 12]
+    assert layer_positions(3) == [0, 0.5, 1] and layer_positions(1) == [0]
 
 
 def test_dying_channels_lower_the_diversity() -> None:

@@ -7,6 +7,7 @@ from mmconvnextv2.engine.hooks.consolidate_optimizer import ConsolidateOptimizer
 from mmconvnextv2.engine.hooks.decoder_warmup import DecoderWarmupHook
 from mmconvnextv2.engine.hooks.durable_checkpoint import DurableCheckpointHook
 from mmconvnextv2.engine.hooks.early_stopping import ResumableEarlyStoppingHook
+from mmconvnextv2.engine.hooks.feature_collapse import FeatureCollapseHook
 from mmconvnextv2.engine.hooks.finite import FiniteHook, NonFiniteError
 from mmconvnextv2.engine.hooks.learning_rate_terms import LearningRateTermsHook
 from mmconvnextv2.engine.hooks.plan_hook import PlanHook
@@ -25,6 +26,7 @@ __all__ = [
     "ConsolidateOptimizerHook",
     "DecoderWarmupHook",
     "DurableCheckpointHook",
+    "FeatureCollapseHook",
     "FiniteHook",
     "LearningRateTermsHook",
     "NonFiniteError",
