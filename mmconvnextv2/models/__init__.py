@@ -9,10 +9,12 @@ from mmconvnextv2.models.fcmae import (
     FCMAETransformerDecoder,
     FCMAEUNetDecoder,
 )
+from mmconvnextv2.models.simmim import ConvNetSimMIM
 
 __all__ = [
     "FCMAE",
     "ConvNeXtV2",
+    "ConvNetSimMIM",
     "FCMAEDataPreprocessor",
     "FCMAEDecoder",
     "FCMAEHead",

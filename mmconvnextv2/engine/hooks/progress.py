@@ -138,7 +138,11 @@ def _images_per_step(data_batch: DATA_BATCH) -> int:
     """Images of a step over all ranks, which have equal batches; 0 for an unknown kind of batch."""
     if not isinstance(data_batch, Mapping) or "inputs" not in data_batch:
         return 0
-    return len(data_batch["inputs"]) * get_world_size()
+    inputs = data_batch["inputs"]
+    # Contrastive methods deliver a list of views, each a whole batch.
+    if isinstance(inputs, list) and inputs and inputs[0].ndim == 4:
+        inputs = inputs[0]
+    return len(inputs) * get_world_size()
 
 
 def _epoch_text(runner: Runner) -> str:

@@ -1,0 +1,8 @@
+"""The fine-tuning recipe of Base, after SparK."""
+
+_base_ = "../../convnextv2/convnextv2-base_fcmae-pre_32xb32-coslr-100e_in1k.py"
+
+# knobs
+pretrained = "work_dirs/spark_convnextv2-base_64xb64-coslr-800e_in1k/epoch_800.pth"
+
+model = dict(backbone=dict(init_cfg=dict(checkpoint=pretrained)))
