@@ -37,7 +37,7 @@ demo: setup ## pre-train and fine-tune on the built-in sample data; results in w
 test: setup ## run the tests; one module: make test ARGS=tests/test_engine
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-soak: setup ## try every fault many times (hours); writes the table of docs/reliability.md
+soak: setup ## try every fault many times (15 minutes on two cores); writes the table of docs/reliability.md
 	$(PY) tools/soak.py $(ARGS)
 
 minkowski: setup ## compile the optional MinkowskiEngine (needs libopenblas-dev)
