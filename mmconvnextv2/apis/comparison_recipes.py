@@ -20,6 +20,7 @@ from PIL import Image
 
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.apis.filling import load_raster
+from mmconvnextv2.apis.schedules import set_length
 from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, UnreadableImageError
 from mmconvnextv2.datasets.normalization import Normalization
 from mmconvnextv2.datasets.raster_reading import (
@@ -151,7 +152,7 @@ def fine_tuning_config(settings: FineTuning) -> Config:
         preprocessor.update(mean=None, std=None)
         preprocessor["to_rgb" if settings.task == "classification" else "bgr_to_rgb"] = False
     _FILL[settings.task](cfg, settings)
-    _set_schedule(cfg, settings.steps)
+    set_length(cfg, settings.steps)
     _set_loaders(cfg, settings)
     return cfg
 
@@ -407,8 +408,6 @@ def _set_datasets(cfg: Config, train: dict[str, Any], val: dict[str, Any], batch
 
 def _set_loaders(cfg: Config, settings: FineTuning) -> None:
     train, workers = cfg.train_dataloader, settings.num_workers
-    train.sampler = dict(type="StatelessInfiniteSampler", shuffle=True)
-    train.drop_last = False  # of an endless sequence nothing is left over
     for loader in (train, cfg.val_dataloader):
         loader.update(num_workers=workers, persistent_workers=workers > 0)
     cfg.test_dataloader = cfg.val_dataloader
@@ -416,19 +415,6 @@ def _set_loaders(cfg: Config, settings: FineTuning) -> None:
         cfg.optim_wrapper.optimizer.lr *= settings.batch_size / train.batch_size
         train.batch_size = settings.batch_size
     cfg.auto_scale_lr.base_batch_size = train.batch_size
-
-
-def _set_schedule(cfg: Config, steps: int) -> None:
-    """Count all in steps, so that rows of any data set size have the length that was asked for."""
-    cfg.train_cfg = dict(type="ResumableIterLoop", max_iters=steps, val_interval=steps)
-    warmup = min(50, steps // 10)
-    warm = dict(type="LinearLR", start_factor=1e-3, by_epoch=False, begin=0, end=warmup)
-    fall = dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=warmup, end=steps)
-    cfg.param_scheduler = [warm, fall] if warmup else [fall]
-    cfg.log_processor = dict(by_epoch=False)
-    hooks = cfg.default_hooks
-    hooks.logger.update(interval=10, log_metric_by_epoch=False)
-    hooks.checkpoint.update(by_epoch=False, interval=-(-steps // 4), max_keep_ckpts=2)
 
 
 _FILL: Mapping[str, Any] = {

@@ -4,29 +4,32 @@ A cell is one training run. Its folder holds ``cell.json``: everything the resul
 config, the code, the files it starts from), and the metrics as soon as it is finished. Whoever
 starts the same study again gets the finished cells from there; a cell that was made from anything
 else is refused, never mixed in.
+
+A cell may start from the weights of another one of the same seed. Then it is made from all that
+the other is made from.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
+import gc
 import json
 import math
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-import mmconvnextv2
-from mmconvnextv2.apis.launch import train
-from mmconvnextv2.checkpoint import sha256_of
+from mmconvnextv2.apis.launch import last_checkpoint, train
+from mmconvnextv2.apis.study_identity import code_identity, config_identity, digest, identity_of
+from mmconvnextv2.checkpoint import read_checkpoint, write_checkpoint
+from mmconvnextv2.checkpoint.validity import run_checkpoints
 from mmconvnextv2.files import write_atomically
 
 Metrics = dict[str, float]
@@ -35,28 +38,12 @@ Metrics = dict[str, float]
 Results = dict[str, dict[int, Metrics]]
 """Metrics by name of the arm and by seed."""
 
-NEUTRAL_KEYS = frozenset(
-    {"experiment_name", "num_workers", "persistent_workers", "pin_memory", "resume", "work_dir"}
-)
-"""Settings on which no result depends."""
-
-CODE_DISTRIBUTIONS = (
-    "torch",
-    "onedl-mmengine",
-    "onedl-mmcv",
-    "onedl-mmpretrain",
-    "onedl-mmdetection",
-    "onedl-mmsegmentation",
-    "mmengine",
-    "mmcv",
-    "mmpretrain",
-    "mmdet",
-    "mmsegmentation",
-)
-"""Packages whose version counts as code; of OpenMMLab's two sets one is installed."""
+WEIGHTS = "weights.pth"
+"""What a cell leaves in its folder for those that start from it."""
 
 _NAME = re.compile(r"[\w.+-]+")
 _NAMED_AT_MOST = 5
+_LAST_STEPS = 50  # over which the loss of a run is averaged
 
 
 class StudyMismatchError(ValueError):
@@ -72,11 +59,14 @@ class Arm:
         config: complete config of a run with a validation; the study sets seed and work_dir.
         inputs: files and folders that the result depends on besides the config. A file counts by
             its content, a folder by the names and sizes of its files.
+        start: name of an earlier arm, whose weights of the same seed the backbone starts from. The
+            study sets ``model.backbone.init_cfg.checkpoint``, which the config has to have.
     """
 
     name: str
     config: Config
     inputs: tuple[Path, ...] = ()
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,8 @@ def run_study(
         arms: the rows.
         seeds: the columns.
         work_dir: folder of the study; a cell's is ``<arm>/seed<seed>`` in it.
-        run: trains as a config says and returns metrics; `train_and_validate` when None.
+        run: trains as a config says and returns metrics; `train_and_validate` when None. For arms
+            that others start from it has to leave `WEIGHTS` in the config's work_dir.
 
     Returns:
         Metrics of all cells.
@@ -117,37 +108,91 @@ def run_study(
     Raises:
         StudyMismatchError: a cell is there already and was made from something else. Nothing is
             trained then.
-        ValueError: arms or seeds are missing, not unique, or a name is no folder's.
-        FileNotFoundError: an input is not there.
+        ValueError: arms or seeds are missing, not unique, a name is no folder's, or an arm starts
+            from one that does not come earlier.
+        FileNotFoundError: an input is not there, or the weights of a finished cell are gone.
     """
-    _check_table(arms, seeds)
-    run = run or train_and_validate
-    work_dir = Path(work_dir)
-    code = code_identity()
-    inputs = {arm.name: {str(path): identity_of(path) for path in arm.inputs} for arm in arms}
-    cells = []
-    for seed in seeds:
-        for arm in arms:
-            folder = work_dir / arm.name / f"seed{seed}"
-            cfg = _cell_config(arm.config, seed, folder)
-            cell = _Cell(arm.name, seed, folder, cfg, _identity(cfg, seed, code, inputs[arm.name]))
-            cell.read()  # a mismatch stops the study before anything is trained
-            cells.append(cell)
+    return fill_cells(
+        arms, seeds, work_dir, run, lambda results: _write_table(results, Path(work_dir))
+    )
 
+
+def fill_cells(
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    work_dir: str | os.PathLike[str],
+    run: Callable[[Config], Metrics] | None,
+    report: Callable[[Results], None],
+) -> Results:
+    """Do what `run_study` does, but hand the results so far to `report` after each cell."""
+    run = run or train_and_validate
+    cells = check_cells(arms, seeds, work_dir)  # nothing is trained after a mismatch
     results: Results = {arm.name: {} for arm in arms}
     for number, cell in enumerate(cells, start=1):
         metrics = cell.read()
         done = f"[{number}/{len(cells)}] {cell.arm}, seed {cell.seed}"
         if metrics is None:
             print(f"{done}: training", flush=True)
+            cfg = cell.complete_config()
             cell.write(None)
-            metrics = run(cell.cfg)
+            metrics = run(cfg)
             cell.write(metrics)
         else:
             print(f"{done}: finished before", flush=True)
         results[cell.arm][cell.seed] = metrics
-        _write_table(results, work_dir)
+        report(results)
     return results
+
+
+def check_cells(
+    arms: Sequence[Arm], seeds: Sequence[int], work_dir: str | os.PathLike[str]
+) -> list[_Cell]:
+    """Refuse what `run_study` refuses before it trains, with the same errors.
+
+    Returns:
+        All cells, in the order in which they are trained.
+    """
+    cells = _plan(arms, seeds, Path(work_dir))
+    for cell in cells:
+        cell.read()
+    return cells
+
+
+State = Literal["new", "begun", "finished", "made from something else"]
+
+
+def cell_states(
+    arms: Sequence[Arm], seeds: Sequence[int], work_dir: str | os.PathLike[str]
+) -> dict[tuple[str, int], State]:
+    """What is there of each cell, by arm and seed, in the order of training; nothing is changed.
+
+    Raises:
+        ValueError, FileNotFoundError: as `run_study`.
+    """
+    return {(cell.arm, cell.seed): cell.state() for cell in _plan(arms, seeds, Path(work_dir))}
+
+
+def _plan(arms: Sequence[Arm], seeds: Sequence[int], work_dir: Path) -> list[_Cell]:
+    """All cells, in the order in which they are trained."""
+    _check_table(arms, seeds)
+    code = code_identity()
+    content = {path: identity_of(path) for path in {p for arm in arms for p in arm.inputs}}
+    cells: dict[tuple[str, int], _Cell] = {}
+    for seed in seeds:
+        for arm in arms:
+            folder = work_dir / arm.name / f"seed{seed}"
+            cfg = _cell_config(arm.config, seed, folder)
+            start = None if arm.start is None else cells[arm.start, seed]
+            identity = {
+                **{f"code {name}": value for name, value in code.items()},
+                **{f"content of {path}": content[path] for path in arm.inputs},
+                **config_identity(cfg),
+                "seed": str(seed),
+            }
+            if start is not None:
+                identity[f"start from {start.arm}"] = digest(start.identity)
+            cells[arm.name, seed] = _Cell(arm.name, seed, folder, cfg, identity, start)
+    return list(cells.values())
 
 
 def train_and_validate(cfg: Config) -> Metrics:
@@ -158,13 +203,34 @@ def train_and_validate(cfg: Config) -> Metrics:
     """
     if cfg.get("val_evaluator") is None:
         raise ValueError("a study compares metrics, and the config has no val_evaluator")
+    return _last_validation(train(cfg, resume=True))
+
+
+def train_and_keep_weights(cfg: Config) -> Metrics:
+    """Train with or without validation, and leave the weights alone in place of the checkpoints.
+
+    Returns:
+        The metrics of `train_and_validate` where the config validates; ``train_loss``, the mean of
+        the last 50 steps; ``seconds``, the wall-clock time of all training steps, data included.
+    """
     runner = train(cfg, resume=True)
-    if runner.cfg.resume:  # the history in its checkpoint may end with an earlier validation
-        runner.val()
-    return _last_validation(runner)
+    metrics = _last_validation(runner) if cfg.get("val_evaluator") is not None else {}
+    scalars = runner.message_hub.log_scalars
+    metrics["train_loss"] = float(scalars["train/loss"].mean(_LAST_STEPS))
+    metrics["seconds"] = float(scalars["train/time"].data[0].sum())
+    state_dict = read_checkpoint(last_checkpoint(runner))
+    write_checkpoint(Path(cfg.work_dir) / WEIGHTS, state_dict)
+    pointer = Path(cfg.work_dir) / "last_checkpoint"  # mmengine's; first, as it must lead somewhere
+    for path in (pointer, *run_checkpoints(cfg.work_dir)):
+        path.unlink(missing_ok=True)
+    del runner
+    gc.collect()  # with the Runner go the loader's processes
+    return metrics
 
 
 def _last_validation(runner: Runner) -> Metrics:
+    if runner.cfg.resume:  # the history in its checkpoint may end with an earlier validation
+        runner.val()
     return {
         name.removeprefix("val/"): float(buffer.current())
         for name, buffer in runner.message_hub.log_scalars.items()
@@ -191,46 +257,28 @@ def summarize(results: Results, metric: str) -> dict[str, Summary]:
     return summaries
 
 
-def markdown_table(results: Results, metrics: Sequence[str]) -> str:
-    """The table as Markdown: an arm a row, mean ± sample standard deviation of each metric."""
-    lines = [f"| | seeds | {' | '.join(metrics)} |", "|---|---:|" + "---:|" * len(metrics)]
-    columns = {metric: summarize(results, metric) for metric in metrics}
+def markdown_table(
+    results: Results,
+    metrics: Sequence[str] | Mapping[str, str],
+    more: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """The table as Markdown: an arm a row, mean ± sample standard deviation of each metric.
+
+    Args:
+        results: metrics of all cells.
+        metrics: names of those to show, or their headings by name.
+        more: further columns by heading, each a text by arm.
+    """
+    headings = metrics if isinstance(metrics, Mapping) else {name: name for name in metrics}
+    more = more or {}
+    titles = [*headings.values(), *more]
+    lines = [f"| | seeds | {' | '.join(titles)} |", "|---|---:|" + "---:|" * len(titles)]
+    columns = {metric: summarize(results, metric) for metric in headings}
     for arm, cells in results.items():
-        texts = [_mean_and_std(columns[metric][arm]) for metric in metrics]
+        texts = [_mean_and_std(columns[metric][arm]) for metric in headings]
+        texts += [column.get(arm, "") for column in more.values()]
         lines.append(f"| {arm} | {len(cells)} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
-
-
-def code_identity() -> dict[str, str]:
-    """What the code of a run is: a hash of this package's sources, and versions of what it uses."""
-    package = Path(mmconvnextv2.__file__).parent
-    content = hashlib.sha256()
-    for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".cpp")):
-        content.update(f"{path.relative_to(package).as_posix()}\0".encode())
-        content.update(path.read_bytes() + b"\0")
-    versions = {"mmconvnextv2": content.hexdigest()}
-    for name in CODE_DISTRIBUTIONS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def identity_of(path: str | os.PathLike[str]) -> str:
-    """A hash of a file's content, or of the names and sizes of the files of a folder.
-
-    Raises:
-        FileNotFoundError: there is neither.
-    """
-    path = Path(path)
-    if path.is_file():
-        return sha256_of(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no file or folder {path}")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = [f"{file.relative_to(path).as_posix()} {file.stat().st_size}" for file in files]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -240,6 +288,7 @@ class _Cell:
     folder: Path
     cfg: Config
     identity: dict[str, str]
+    start: _Cell | None
 
     @property
     def path(self) -> Path:
@@ -267,6 +316,27 @@ class _Cell:
             )
         return content["metrics"]
 
+    def state(self) -> State:
+        """What is there, as `cell_states` says it."""
+        try:
+            metrics = self.read()
+        except StudyMismatchError:
+            return "made from something else"
+        return "new" if not self.path.is_file() else "begun" if metrics is None else "finished"
+
+    def complete_config(self) -> Config:
+        """The config with the weights to start from, which have to be there by now."""
+        cfg = copy.deepcopy(self.cfg)
+        if self.start is not None:
+            weights = self.start.folder / WEIGHTS
+            if not weights.is_file():
+                raise FileNotFoundError(
+                    f"{self.arm} starts from {weights}, and that is not there: remove "
+                    f"{self.start.folder} to train it again"
+                )
+            cfg.model.backbone.init_cfg.checkpoint = str(weights)
+        return cfg
+
     def write(self, metrics: Metrics | None) -> None:
         content = dict(made_from=self.identity, metrics=metrics)
         write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
@@ -285,6 +355,12 @@ def _check_table(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
                 f"the name of an arm has letters, digits and ._+- alone, since it names a folder: "
                 f"got {name!r}"
             )
+    for number, arm in enumerate(arms):
+        if arm.start is not None and arm.start not in names[:number]:
+            raise ValueError(
+                f"{arm.name} starts from {arm.start!r}, which is none of the arms before it: "
+                f"{', '.join(names[:number])}"
+            )
 
 
 def _cell_config(cfg: Config, seed: int, folder: Path) -> Config:
@@ -296,38 +372,6 @@ def _cell_config(cfg: Config, seed: int, folder: Path) -> Config:
     # mmengine adds the second at which a run begins, and short cells share it.
     cfg.experiment_name = f"{folder.parent.resolve().as_posix()}_{seed}"
     return cfg
-
-
-def _identity(
-    cfg: Config, seed: int, code: Mapping[str, str], inputs: Mapping[str, str]
-) -> dict[str, str]:
-    settings = {f"config {key}": value for key, value in _leaves(cfg.to_dict())}
-    return {
-        **{f"code {name}": value for name, value in code.items()},
-        **{f"content of {path}": value for path, value in inputs.items()},
-        **settings,
-        "seed": str(seed),
-    }
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values of nested dictionaries and lists, without those of no effect."""
-    if isinstance(node, Mapping) and node:
-        children = [(str(k), v) for k, v in node.items() if k not in NEUTRAL_KEYS]
-    elif isinstance(node, list | tuple) and any(isinstance(v, Mapping) for v in node):
-        children = [(str(i), v) for i, v in enumerate(node)]
-    else:
-        yield prefix, _text(node)
-        return
-    for key, value in children:
-        yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-
-
-def _text(value: Any) -> str:
-    """A value as text that is the same in the next process: no addresses, no order of sets."""
-    if isinstance(value, type) or callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    return json.dumps(value, default=repr)
 
 
 def _mean_and_std(summary: Summary) -> str:

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmconvnextv2.apis import study
+from mmconvnextv2.apis import study, study_identity
 from mmconvnextv2.apis.study import (
+    WEIGHTS,
     Arm,
     StudyMismatchError,
-    identity_of,
+    cell_states,
     markdown_table,
     run_study,
     summarize,
 )
+from mmconvnextv2.apis.study_identity import code_identity, identity_of
 
 pytestmark = pytest.mark.unit
 
@@ -119,17 +121,25 @@ def test_code_is_every_source_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "nn").mkdir()
+    (tmp_path / "visualization").mkdir()
     (tmp_path / "__init__.py").write_text("")
     module = tmp_path / "nn" / "block.py"
     module.write_text("a = 1\n")
-    monkeypatch.setattr(study.mmconvnextv2, "__file__", str(tmp_path / "__init__.py"))
-    before = study.code_identity()
-    assert before == study.code_identity() and "torch" in before
+    monkeypatch.setattr(study_identity.mmconvnextv2, "__file__", str(tmp_path / "__init__.py"))
+    before = code_identity()
+    assert before == code_identity() and "torch" in before
     module.write_text("a = 2\n")
-    assert study.code_identity()["mmconvnextv2"] != before["mmconvnextv2"]
+    assert code_identity()["mmconvnextv2"] != before["mmconvnextv2"]
     module.write_text("a = 1\n")
+    (tmp_path / "visualization" / "study.py").write_text("a picture that is drawn otherwise\n")
+    assert code_identity() == before
     module.rename(tmp_path / "nn" / "other.py")
-    assert study.code_identity()["mmconvnextv2"] != before["mmconvnextv2"]
+    assert code_identity()["mmconvnextv2"] != before["mmconvnextv2"]
+
+
+def test_sources_without_effect_exist() -> None:
+    package = Path(study_identity.mmconvnextv2.__file__).parent
+    assert [name for name in study_identity.WITHOUT_EFFECT if not (package / name).exists()] == []
 
 
 def test_weights_that_changed_under_their_name_are_refused(tmp_path: Path) -> None:
@@ -155,6 +165,73 @@ def test_a_folder_counts_by_names_and_sizes(tmp_path: Path) -> None:
     (tmp_path / "a" / "1.png").write_bytes(b"xy")
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
     assert identity_of(tmp_path) != before
+
+
+class Chain:
+    """Stands in for training of cells that start from others: a cell's weights name its history."""
+
+    def __init__(self) -> None:
+        self.history: dict[str, str] = {}
+
+    def __call__(self, cfg: Config) -> dict[str, float]:
+        folder = Path(cfg.work_dir)
+        start = cfg.model.get("backbone", {}).get("init_cfg")
+        before = "" if start is None else Path(start.checkpoint).read_text() + " > "
+        name = f"{folder.parent.name}{cfg.randomness.seed}"
+        self.history[name] = f"{before}{name}"
+        (folder / WEIGHTS).write_text(self.history[name])
+        return dict(score=1.0)
+
+
+def pretraining(**settings: object) -> Arm:
+    return Arm("pretraining", config(**settings))
+
+
+def fine_tuning() -> Arm:
+    cfg = config()
+    cfg.model.backbone = dict(init_cfg=dict(type="Pretrained", checkpoint=None))
+    return Arm("fine-tuning", cfg, start="pretraining")
+
+
+def test_a_cell_starts_from_the_weights_of_the_same_seed(tmp_path: Path) -> None:
+    chain = Chain()
+    run_study([pretraining(), fine_tuning()], (0, 1), tmp_path, chain)
+    assert chain.history["fine-tuning0"] == "pretraining0 > fine-tuning0"
+    assert chain.history["fine-tuning1"] == "pretraining1 > fine-tuning1"
+    again = Chain()
+    run_study([pretraining(), fine_tuning()], (0, 1), tmp_path, again)
+    assert not again.history
+
+
+def test_what_a_cell_starts_from_counts_as_its_own(tmp_path: Path) -> None:
+    run_study([pretraining(), fine_tuning()], (0,), tmp_path, Chain())
+    (tmp_path / "pretraining" / "seed0" / "cell.json").unlink()
+    with pytest.raises(StudyMismatchError, match=r"fine-tuning/seed0.*\(start from pretraining: "):
+        run_study([pretraining(lr=3), fine_tuning()], (0,), tmp_path, Chain())
+
+
+def test_weights_that_are_gone_are_missed(tmp_path: Path) -> None:
+    run_study([pretraining()], (0,), tmp_path, Chain())
+    (tmp_path / "pretraining" / "seed0" / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=f"starts from .*{WEIGHTS}, and that is not there"):
+        run_study([pretraining(), fine_tuning()], (0,), tmp_path, Chain())
+    with pytest.raises(ValueError, match="starts from 'pretraining', which is none"):
+        run_study([fine_tuning(), pretraining()], (0,), tmp_path, Chain())
+
+
+def test_states_of_cells(tmp_path: Path) -> None:
+    run_study(ARMS, (0,), tmp_path, Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        run_study(ARMS, (1,), tmp_path, Recorder(fail_at=0))
+    files = sorted(tmp_path.rglob("*"))
+    other = (ARMS[0], Arm("b", config(lr=0.2)))
+    assert cell_states(other, (0, 1), tmp_path) == {
+        ("a", 0): "finished",
+        ("b", 0): "made from something else",
+        ("a", 1): "begun",
+        ("b", 1): "new",
+    }
+    assert sorted(tmp_path.rglob("*")) == files, "nothing is changed"
 
 
 @pytest.mark.parametrize(
@@ -188,5 +265,8 @@ def test_summaries_against_numpy() -> None:
         "| a | 3 | 3.75 ± 3.1 |",
         "| b | 1 | 3 |",
     ]
+    beside = markdown_table(results, {"score": "points"}, {"paper": {"b": "83.7"}}).splitlines()
+    assert beside[0] == "| | seeds | points | paper |"
+    assert beside[2:] == ["| a | 3 | 3.75 ± 3.1 |  |", "| b | 1 | 3 | 83.7 |"]
     with pytest.raises(ValueError, match="a, seed 0 has no metric 'loss': it has score"):
         summarize(results, "loss")
