@@ -58,7 +58,7 @@ CHAINS = {
         "simmim_swin-base-w6_32xb64-800e_in1k-192px"
     ),
     "vit-atto-p16_mae-pre_1xb16-coslr-18e_sample": "mae_vit-atto-p16_1xb32-coslr-12e_sample",
-    "vit-atto-p16_upernet_1xb16-1400i_sample": "mae_vit-atto-p16_1xb32-coslr-12e_sample",
+    "vit-atto-p16_upernet_1xb16-1000i_sample": "mae_vit-atto-p16_1xb32-coslr-12e_sample",
     "vit-base-p16_beit-pre_32xb32-coslr-100e_in1k": "beit_vit-base-p16_32xb64-coslr-800e_in1k",
     "vit-base-p16_mae-pre_32xb32-coslr-100e_in1k": "mae_vit-base-p16_64xb64-coslr-1600e_in1k",
 }

@@ -151,7 +151,7 @@ def detect(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
 
 def segment(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
     """Fine-tune UperNet from the digit classifier."""
-    cfg = sample_config("upernet/convnextv2-atto_upernet_1xb16-1400i_sample.py", options)
+    cfg = sample_config("upernet/convnextv2-atto_upernet_1xb16-1000i_sample.py", options)
     root = data / "segmentation"
     for loader in (cfg.train_dataloader.dataset, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = str(root)

@@ -35,7 +35,7 @@ from mmconvnextv2.nn.missing import Missing
 BASES = {
     "classification": "convnextv2/convnextv2-atto_fcmae-pre_1xb16-coslr-18e_sample.py",
     "detection": "mask_rcnn/mask-rcnn_convnextv2-atto_fpn_1xb4-1e_sample.py",
-    "segmentation": "upernet/convnextv2-atto_upernet_1xb16-1400i_sample.py",
+    "segmentation": "upernet/convnextv2-atto_upernet_1xb16-1000i_sample.py",
 }
 """Config of each task."""
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_SET = ROOT / "configs" / "studies" / "sample_set"
 FCMAE = "fcmae/fcmae_convnextv2-atto_1xb32-coslr-12e_sample.py"
-SEGMENTOR = "upernet/convnextv2-atto_upernet_1xb16-1400i_sample.py"
+SEGMENTOR = "upernet/convnextv2-atto_upernet_1xb16-1000i_sample.py"
 
 
 @pytest.fixture(scope="module")

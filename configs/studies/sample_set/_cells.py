@@ -36,7 +36,7 @@ detector = dict(
     seconds=150,
 )
 segmentor = dict(
-    config="upernet/convnextv2-atto_upernet_1xb16-1400i_sample.py",
+    config="upernet/convnextv2-atto_upernet_1xb16-1000i_sample.py",
     steps=segmentor_steps,
     seconds=75,
 )

@@ -29,7 +29,7 @@ classifiers = {
     "moco-v3": _base_.classifier.config,
 }
 segmentors = {
-    "mae": f"{peers}/vit-atto-p16_upernet_1xb16-1400i_sample.py",
+    "mae": f"{peers}/vit-atto-p16_upernet_1xb16-1000i_sample.py",
     "simmim": _base_.segmentor.config,
     "moco-v3": _base_.segmentor.config,
 }

@@ -13,7 +13,7 @@ pretrained = "work_dirs/demo/classification/epoch_18.pth"
 image_size = 96  # pixels
 width = 64  # channels of the head
 batch_size = 16
-max_iters = 1_400
+max_iters = 1_000
 warmup_iters = 50
 lr = 2e-3
 

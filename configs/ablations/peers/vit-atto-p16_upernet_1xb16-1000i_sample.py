@@ -3,7 +3,7 @@
 Four of its blocks, rescaled to strides of 4 to 32, take the place of the four stages.
 """
 
-_base_ = "../../upernet/convnextv2-atto_upernet_1xb16-1400i_sample.py"
+_base_ = "../../upernet/convnextv2-atto_upernet_1xb16-1000i_sample.py"
 
 # knobs
 pretrained = "work_dirs/mae_vit-atto-p16_1xb32-coslr-12e_sample/epoch_12.pth"
