@@ -13,6 +13,8 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mmconvnextv2.nn.cells import enlarge_mask
+
 
 @MODELS.register_module()
 class ConvNetSimMIM(SimMIM):
@@ -71,7 +73,7 @@ class ConvNetSimMIM(SimMIM):
                 f"(N, H / {p}, W / {p}), got {tuple(mask_NHW.shape)}: make input_size and "
                 f"model_patch_size of SimMIMMaskGenerator and patch_size of the head fit"
             )
-        removed_NHW = mask_NHW.bool().repeat_interleave(p, dim=1).repeat_interleave(p, dim=2)
+        removed_NHW = enlarge_mask(mask_NHW.bool(), p)
         return torch.where(removed_NHW[:, None], self.mask_token.to(x_NCHW.dtype), x_NCHW)
 
     def reconstruct(self, x_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:

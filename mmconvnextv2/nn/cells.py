@@ -17,6 +17,19 @@ STAGE_SIDES = (8, 4, 2, 1)
 """Positions along the side of one cell in stages 1 to 4."""
 
 
+def enlarge_mask(mask_NHW: Tensor, side: int) -> Tensor:
+    """A mask at a finer resolution: each entry becomes a square of `side` times `side` equal ones.
+
+    Args:
+        mask_NHW: ``(N, H, W)``, of any dtype.
+        side: how often to repeat each entry along both axes.
+
+    Returns:
+        ``(N, H * side, W * side)``.
+    """
+    return mask_NHW.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
+
+
 @dataclass(frozen=True, eq=False)
 class VisibleCells:
     """What the masked layouts share, built once a batch from the mask.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmconvnextv2.nn.arguments import check_count
 from mmconvnextv2.nn.block import Block
-from mmconvnextv2.nn.cells import CELL_SIZE, STAGE_SIDES
+from mmconvnextv2.nn.cells import CELL_SIZE, STAGE_SIDES, enlarge_mask
 from mmconvnextv2.nn.init import INIT_STD, init_weights
 from mmconvnextv2.nn.layouts import DenseLayout
 from mmconvnextv2.nn.patchify import patchify, unpatchify
@@ -118,6 +118,6 @@ class MaskedInput(nn.Module):
     def forward(self, features_NChw: Tensor, mask_NHW: Tensor) -> Tensor:
         """Turn features ``(N, C, h, w)`` of any stage into ``(N, h, w, D)``."""
         side = features_NChw.shape[2] // mask_NHW.shape[1]
-        mask_Nhw = mask_NHW.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
+        mask_Nhw = enlarge_mask(mask_NHW, side)
         x_NhwD = self.projection(features_NChw.permute(0, 2, 3, 1))
         return torch.where(mask_Nhw[..., None], self.mask_token.to(x_NhwD.dtype), x_NhwD)

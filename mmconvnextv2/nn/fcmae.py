@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells
+from mmconvnextv2.nn.cells import CELL_SIZE, VisibleCells, enlarge_mask
 from mmconvnextv2.nn.convnextv2 import Arch, ConvNeXtV2
 from mmconvnextv2.nn.decoder import FCMAEDecoder
 from mmconvnextv2.nn.decoder_transformer import FCMAETransformerDecoder
@@ -178,9 +178,7 @@ def _zero_removed(x_NCHW: Tensor, mask: Tensor | VisibleCells) -> Tensor:
     """Images with zeros, the mean of normalised pixels, in removed cells."""
     cells = mask if isinstance(mask, VisibleCells) else VisibleCells.from_mask(mask)
     cells.check_fits(x_NCHW)
-    removed_NHW = cells.mask_NHW.repeat_interleave(CELL_SIZE, dim=1)
-    removed_NHW = removed_NHW.repeat_interleave(CELL_SIZE, dim=2)
-    return x_NCHW.masked_fill(removed_NHW[:, None], 0)
+    return x_NCHW.masked_fill(enlarge_mask(cells.mask_NHW, CELL_SIZE)[:, None], 0)
 
 
 def check_parts(backbone: ConvNeXtV2, neck: Decoder) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmconvnextv2.nn.arguments import check_count
+from mmconvnextv2.nn.cells import enlarge_mask
 
 
 def check_mask_ratio(mask_ratio: Any) -> None:
@@ -76,4 +77,4 @@ def random_masking(
     mask = torch.ones(batch_size, num_squares, dtype=torch.bool)
     mask.scatter_(1, order[:, :num_visible], False)
     mask_NHW = mask.view(batch_size, coarse_height, coarse_width)
-    return mask_NHW.repeat_interleave(cell_scale, dim=1).repeat_interleave(cell_scale, dim=2)
+    return enlarge_mask(mask_NHW, cell_scale)

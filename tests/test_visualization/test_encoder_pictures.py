@@ -24,20 +24,6 @@ from mmconvnextv2.visualization.feature_diversity import plot_feature_diversity
 pytestmark = pytest.mark.unit
 
 
-@pytest.fixture
-def figures(monkeypatch) -> list[Figure]:
-    """Every figure that gets drawn, to look into."""
-    drawn = []
-    original = Figure.__init__
-
-    def keep(self, *args, **kwargs) -> None:
-        original(self, *args, **kwargs)
-        drawn.append(self)
-
-    monkeypatch.setattr(Figure, "__init__", keep)
-    return drawn
-
-
 def test_diversity_beside_the_papers_curves(tmp_path: Path, figures: list[Figure]) -> None:
     curves = {"mine": [0.5, 0.3, 0.4], "other": [0.2, 0.1]}
     path = plot_feature_diversity(curves, tmp_path / "a" / "diversity.png", 0.35)

@@ -28,20 +28,6 @@ def make_records(count: int, knn: bool = False) -> list[dict[str, float]]:
     return records
 
 
-@pytest.fixture
-def figures(monkeypatch) -> list[Figure]:
-    """Every figure that gets drawn, to look into."""
-    drawn = []
-    original = Figure.__init__
-
-    def keep(self, *args, **kwargs) -> None:
-        original(self, *args, **kwargs)
-        drawn.append(self)
-
-    monkeypatch.setattr(Figure, "__init__", keep)
-    return drawn
-
-
 def lines_of(axes) -> dict[str, tuple[list[float], list[float]]]:
     return {
         line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))

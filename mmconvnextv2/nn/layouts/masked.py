@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmconvnextv2.nn.cells import CELL_SIZE, STAGE_SIDES, VisibleCells
+from mmconvnextv2.nn.cells import CELL_SIZE, STAGE_SIDES, VisibleCells, enlarge_mask
 from mmconvnextv2.nn.layouts.dense import DenseLayout
 
 
@@ -24,11 +24,11 @@ class MaskedLayout(DenseLayout):
 
     def __init__(self, cells: VisibleCells) -> None:
         self.cells = cells
-        self.removed = {side: _upsample(cells.mask_NHW, side) for side in STAGE_SIDES}
+        self.removed = {side: enlarge_mask(cells.mask_NHW, side) for side in STAGE_SIDES}
 
     def patch_embed(self, x_NCHW: Tensor, conv: nn.Conv2d) -> Tensor:
         """See `Layout.patch_embed`; pixels of removed cells are never used."""
-        removed_NHW = _upsample(self.cells.mask_NHW, CELL_SIZE)
+        removed_NHW = enlarge_mask(self.cells.mask_NHW, CELL_SIZE)
         return super().patch_embed(x_NCHW.masked_fill(removed_NHW[:, None], 0), conv)
 
     def depthwise(self, features: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -49,7 +49,3 @@ class MaskedLayout(DenseLayout):
         side = features.shape[1] // self.cells.mask_NHW.shape[1]
         num_positions = self.cells.offsets.diff() * side**2
         return features.sum(dim=(1, 2)) / num_positions[:, None].to(features.dtype)
-
-
-def _upsample(mask_NHW: Tensor, side: int) -> Tensor:
-    return mask_NHW.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
