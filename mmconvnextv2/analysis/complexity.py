@@ -144,7 +144,8 @@ def measure_config(cfg: Config, shape: Shape | None = None) -> list[Complexity]:
         shape: height and width of the input; `default_shape` when None.
 
     Returns:
-        One entry; for FCMAE two, the encoder on whole maps and on visible cells only.
+        One entry; for FCMAE two, the encoder on whole maps and on visible cells only, unless its
+        encoder is a dense one.
 
     Raises:
         ValueError: a model of another kind, or a shape that it cannot take.
@@ -158,7 +159,8 @@ def measure_config(cfg: Config, shape: Shape | None = None) -> list[Complexity]:
     with shapes_only():
         model = build_model(cfg)
         if cells is not None:
-            return [measure_fcmae(model, cells, layout) for layout in ("masked", "packed")]
+            layouts = ("masked", "packed") if model.sparse_encoder else ("masked",)
+            return [measure_fcmae(model, cells, layout) for layout in layouts]
         return [_MEASURES[task](model, shape)]
 
 

@@ -12,13 +12,15 @@ the other is made from.
 from __future__ import annotations
 
 import copy
+import fcntl
 import gc
 import json
 import math
 import os
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +32,7 @@ from mmconvnextv2.apis.launch import last_checkpoint, train
 from mmconvnextv2.apis.study_identity import code_identity, config_identity, digest, identity_of
 from mmconvnextv2.checkpoint import read_checkpoint, write_checkpoint
 from mmconvnextv2.checkpoint.validity import run_checkpoints
+from mmconvnextv2.engine.hooks.computing_time import COMPUTING_TIME, ComputingTimeHook
 from mmconvnextv2.files import write_atomically
 
 Metrics = dict[str, float]
@@ -129,19 +132,33 @@ def fill_cells(
     cells = check_cells(arms, seeds, work_dir)  # nothing is trained after a mismatch
     results: Results = {arm.name: {} for arm in arms}
     for number, cell in enumerate(cells, start=1):
-        metrics = cell.read()
-        done = f"[{number}/{len(cells)}] {cell.arm}, seed {cell.seed}"
-        if metrics is None:
-            print(f"{done}: training", flush=True)
-            cfg = cell.complete_config()
-            cell.write(None)
-            metrics = run(cfg)
-            cell.write(metrics)
-        else:
-            print(f"{done}: finished before", flush=True)
+        name = f"[{number}/{len(cells)}] {cell.arm}, seed {cell.seed}"
+        with _alone(cell.folder, name):
+            metrics = cell.read()
+            if metrics is None:
+                print(f"{name}: training", flush=True)
+                cfg = cell.complete_config()
+                cell.write(None)
+                metrics = run(cfg)
+                cell.write(metrics)
+            else:
+                print(f"{name}: finished before", flush=True)
         results[cell.arm][cell.seed] = metrics
         report(results)
     return results
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold a cell, so that studies which share it can run side by side; wait while another does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "cell.lock").open("w") as lock:  # the system frees it when its process dies
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: another process is training it; waiting", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def check_cells(
@@ -211,13 +228,17 @@ def train_and_keep_weights(cfg: Config) -> Metrics:
 
     Returns:
         The metrics of `train_and_validate` where the config validates; ``train_loss``, the mean of
-        the last 50 steps; ``seconds``, the wall-clock time of all training steps, data included.
+        the last 50 steps; ``seconds``, the wall-clock time of all training steps, data included;
+        ``computing_seconds``, as `ComputingTimeHook` measures them.
     """
+    cfg = copy.deepcopy(cfg)
+    cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), dict(type=ComputingTimeHook.__name__)]
     runner = train(cfg, resume=True)
     metrics = _last_validation(runner) if cfg.get("val_evaluator") is not None else {}
     scalars = runner.message_hub.log_scalars
     metrics["train_loss"] = float(scalars["train/loss"].mean(_LAST_STEPS))
     metrics["seconds"] = float(scalars["train/time"].data[0].sum())
+    metrics["computing_seconds"] = float(scalars[COMPUTING_TIME].data[0].sum())
     state_dict = read_checkpoint(last_checkpoint(runner))
     write_checkpoint(Path(cfg.work_dir) / WEIGHTS, state_dict)
     pointer = Path(cfg.work_dir) / "last_checkpoint"  # mmengine's; first, as it must lead somewhere

@@ -96,7 +96,8 @@ class Table:
         name: of its files.
         title: its heading.
         metrics: heading of each column by the metric's name. The first one decides, and higher is
-            better. ``start.seconds`` is the metric ``seconds`` of the cell that a row starts from.
+            better. ``start.train_loss`` is the metric ``train_loss`` of the cell that a row starts
+            from.
         rows: the lines.
         claims: what the table is to show.
         paper: heading of the column with the paper's figures.

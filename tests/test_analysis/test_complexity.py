@@ -142,6 +142,14 @@ def test_fcmae_on_whole_maps_and_on_visible_cells(arch: str) -> None:
     assert whole.flops == whole.parts[0].cost.flops + decoder
 
 
+def test_a_dense_encoder_has_no_row_of_visible_cells() -> None:
+    cfg = Config.fromfile(CONFIGS / "fcmae/fcmae_convnextv2-atto_64xb64-coslr-800e_in1k.py")
+    cfg.model.sparse_encoder = False
+    (whole,) = measure_config(cfg)
+    assert "whole maps" in whole.name
+    assert whole.parts[0].cost.flops == encoder_by_hand("atto", 224 * 224)
+
+
 def test_the_mask_is_the_configs() -> None:
     name = "fcmae/fcmae_convnextv2-atto_64xb64-coslr-800e_in1k.py"
     cfg = Config.fromfile(CONFIGS / name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -270,3 +273,31 @@ def test_summaries_against_numpy() -> None:
     assert beside[2:] == ["| a | 3 | 3.75 ± 3.1 |  |", "| b | 1 | 3 | 83.7 |"]
     with pytest.raises(ValueError, match="a, seed 0 has no metric 'loss': it has score"):
         summarize(results, "loss")
+
+
+def test_studies_side_by_side_train_a_shared_cell_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, second_waits = threading.Event(), threading.Event()
+    lock = fcntl.flock
+
+    def flock(file: object, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            second_waits.set()
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    recorder = Recorder()
+
+    def run(cfg: Config) -> dict[str, float]:
+        begun.set()
+        assert second_waits.wait(30), "the second study does not wait for the cell"
+        return recorder(cfg)
+
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(run_study, ARMS[:1], (0,), tmp_path, run)
+        assert begun.wait(30)
+        second = run_study(ARMS[:1], (0,), tmp_path, run)
+    assert recorder.calls == [("a", 0)]
+    assert first.result() == second == {"a": {0: dict(score=10.0, other=-10.0)}}
+    assert "another process is training it" in capsys.readouterr().out

@@ -141,7 +141,8 @@ def test_a_real_chain(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> N
     metrics = json.loads((cells / "tuned" / "seed3" / "cell.json").read_text())["metrics"]
     assert metrics["accuracy/top1"] % 10 == 0 and metrics["seconds"] > 0  # ten images
     pretrained = json.loads((cells / "before" / "seed3" / "cell.json").read_text())["metrics"]
-    assert set(pretrained) == {"train_loss", "seconds"}
+    assert set(pretrained) == {"train_loss", "seconds", "computing_seconds"}
+    assert pretrained["computing_seconds"] > 0
 
     page = Path("docs/evidence.md").read_text()
     assert "Which is better?" in page and "3 cells, 1 seeds" in page

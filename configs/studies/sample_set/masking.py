@@ -32,7 +32,7 @@ tables = [
     dict(
         name="accuracy",
         title="Accuracy by mask ratio, 20 labels a class",
-        metrics={**_base_.top1, "start.seconds": "pre-training (s)"},
+        metrics={**_base_.top1, "start.computing_seconds": "computing time of pre-training (s)"},
         x="share of cells removed",
         rows=[
             dict(label="0.2", cell="few-fcmae-mask-20", x=0.2),

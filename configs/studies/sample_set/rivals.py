@@ -54,7 +54,7 @@ claims = [
     for label in labels.values()
     if label != "FCMAE"
 ]
-seconds = {"start.seconds": "pre-training (s)"}
+seconds = {"start.computing_seconds": "computing time of pre-training (s)"}
 tables = [
     dict(
         name="classification",

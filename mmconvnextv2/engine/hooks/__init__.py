@@ -3,6 +3,7 @@
 from mmconvnextv2.engine.hooks.accumulated_gradients import AccumulatedGradientsHook
 from mmconvnextv2.engine.hooks.annotation_check import AnnotationCheckHook
 from mmconvnextv2.engine.hooks.compile_blocks import CompileBlocksHook
+from mmconvnextv2.engine.hooks.computing_time import ComputingTimeHook
 from mmconvnextv2.engine.hooks.consolidate_optimizer import ConsolidateOptimizerHook
 from mmconvnextv2.engine.hooks.decoder_warmup import DecoderWarmupHook
 from mmconvnextv2.engine.hooks.durable_checkpoint import DurableCheckpointHook
@@ -23,6 +24,7 @@ __all__ = [
     "AccumulatedGradientsHook",
     "AnnotationCheckHook",
     "CompileBlocksHook",
+    "ComputingTimeHook",
     "ConsolidateOptimizerHook",
     "DecoderWarmupHook",
     "DurableCheckpointHook",
