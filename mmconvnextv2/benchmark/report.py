@@ -161,11 +161,13 @@ def title_of(document: Mapping[str, Any]) -> str:
     device = environment["gpu"] or "CPU"
     if document["benchmark"] == "dataload":
         return f"dataload, {device}"
+    side = arguments["image_size"]
+    sizes = arguments["sizes"] if document["benchmark"] == "dense" else [(side, side)]
     parts = [
         document["benchmark"],
         arguments["arch"],
         f"batch {arguments['batch']}",
-        f"{arguments['image_size']} px",
+        " and ".join(f"{h} px" if h == w else f"{h}x{w} px" for h, w in sizes),
         arguments["dtype"],
         device,
     ]
