@@ -12,8 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
+from mmconvnextv2.apis.cfg_options import CfgOptions
 from mmconvnextv2.apis.comparison import Comparison, compare_initializations
 from mmconvnextv2.apis.comparison_recipes import LAYOUTS, RasterInput
 from mmconvnextv2.apis.launch import USER_ERRORS
@@ -68,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="label 0 of a map is unlabelled, as in ADE20K, and classes start at 1",
     )
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="config settings"
+        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="config settings"
     )
     return parser.parse_args(argv)
 

@@ -10,8 +10,7 @@ import argparse
 import inspect
 import sys
 
-from mmengine.config import DictAction
-
+from mmconvnextv2.apis.cfg_options import CfgOptions
 from mmconvnextv2.apis.continue_pretraining import continue_pretraining
 from mmconvnextv2.apis.launch import USER_ERRORS, add_start_arguments
 from mmconvnextv2.apis.settings import settings_table
@@ -74,7 +73,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16")
     add_start_arguments(parser)
     parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="config settings"
+        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="config settings"
     )
     parameters = inspect.signature(continue_pretraining).parameters.values()
     parser.set_defaults(**{p.name: p.default for p in parameters if p.default is not p.empty})

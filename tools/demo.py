@@ -15,27 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.apis import inference_detector
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmpretrain.apis import ImageClassificationInferencer
-from mmseg.apis import inference_model as inference_segmentor
 from PIL import Image
 
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.apis.launch import USER_ERRORS, train
+from mmconvnextv2.apis.predict import Predictor
 from mmconvnextv2.apis.reconstruct import reconstruct
 from mmconvnextv2.checkpoint.validity import newest_valid_checkpoint
 from mmconvnextv2.datasets.sample_set import build_sample_set
 from mmconvnextv2.files import write_atomically
 from mmconvnextv2.visualization.curves import plot_loss_curve, read_scalars
 from mmconvnextv2.visualization.files import save_png
-from mmconvnextv2.visualization.overlays import (
-    contact_sheet,
-    draw_caption,
-    draw_instances,
-    draw_semantic_map,
-)
+from mmconvnextv2.visualization.overlays import contact_sheet
 from mmconvnextv2.visualization.report import Figure, Section, write_report
 
 GOALS = dict(top1=90.0, bbox_mAP_50=0.5, segm_mAP_50=0.45, mIoU=60.0)
@@ -74,7 +67,9 @@ def pretrain(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
 
     steps, losses = read_scalars(runner.log_dir)
     grid = work_dir / "fcmae_reconstruction.png"
-    reconstruct(cfg, checkpoint(cfg.work_dir), data / "detection" / "val", grid, num_images=6)
+    reconstruct(
+        data / "detection" / "val", checkpoint(cfg.work_dir), grid, config=cfg, num_images=6
+    )
     section = Section(
         "FCMAE pre-training",
         "Atto learns to fill in 60 % of each image from the rest, without labels. The loss is the "
@@ -102,18 +97,8 @@ def classify(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
         loader.dataset.data_root = str(data / "classification")
     runner, figures = fine_tune(cfg, work_dir, "classification", "fcmae")
 
-    classify_image = ImageClassificationInferencer(cfg, checkpoint(cfg.work_dir), device="cpu")
-    classes = runner.val_dataloader.dataset.metainfo["classes"]
-
-    def draw(path: Path) -> Image.Image:
-        (result,) = classify_image(str(path))
-        return draw_caption(Image.open(path).convert("RGB"), classes[result["pred_label"]])
-
     folders = sorted((data / "classification" / "val").iterdir())
-    images = [sorted(folder.glob("*.jpg"))[0] for folder in folders]
-    sheet = save_png(
-        contact_sheet([draw(path) for path in images], 5), work_dir / "classification.png"
-    )
+    sheet = draw_predictions(cfg, [sorted(folder.glob("*.jpg"))[0] for folder in folders], 5)
     return transfer_phase(
         "Classification",
         f"A linear head on the encoder, fine-tuned together for {cfg.train_cfg.max_epochs} epochs.",
@@ -132,15 +117,7 @@ def detect(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
         evaluator.ann_file = str(root / "annotations" / "instances_val.json")
     runner, figures = fine_tune(cfg, work_dir, "detection", "classification")
 
-    def draw(path: Path) -> Image.Image:
-        found = inference_detector(runner.model, str(path)).pred_instances
-        found = found[found.scores > 0.5].numpy()
-        texts = [f"{k} {s:.2f}" for k, s in zip(found.labels, found.scores, strict=True)]
-        image = Image.open(path).convert("RGB")
-        return draw_instances(image, found.bboxes, found.masks, texts, found.labels.tolist())
-
-    images = sorted((root / "val").glob("*.jpg"))[:8]
-    sheet = save_png(contact_sheet([draw(path) for path in images], 4), work_dir / "detection.png")
+    sheet = draw_predictions(cfg, sorted((root / "val").glob("*.jpg"))[:8], 4)
     return transfer_phase(
         "Detection",
         "Mask R-CNN with a feature pyramid, from the digit classifier's encoder.",
@@ -157,14 +134,8 @@ def segment(data: Path, work_dir: Path, options: dict[str, Any]) -> Phase:
         loader.dataset.data_root = str(root)
     runner, figures = fine_tune(cfg, work_dir, "segmentation", "classification")
 
-    def draw(path: Path) -> Image.Image:
-        labels_HW = inference_segmentor(runner.model, str(path)).pred_sem_seg.data[0].numpy()
-        return draw_semantic_map(Image.open(path).convert("RGB"), labels_HW, cfg.palette)
-
     images = sorted((root / "images" / "validation").glob("*.jpg"))[:8]
-    sheet = save_png(
-        contact_sheet([draw(path) for path in images], 4), work_dir / "segmentation.png"
-    )
+    sheet = draw_predictions(cfg, images, 4)
     return transfer_phase(
         "Segmentation",
         "UperNet, from the digit classifier's encoder. The soft edges of the digits are unlabelled "
@@ -198,9 +169,15 @@ def fine_tune(cfg: Config, work_dir: Path, name: str, init: str) -> tuple[Runner
     cfg.work_dir = str(work_dir / name)
     cfg.model.backbone.init_cfg.checkpoint = checkpoint(work_dir / init)
     runner = train(cfg, overwrite=True)
-    runner.model.cfg = cfg
-    runner.model.eval()
     return runner, [loss_curve(runner, work_dir / f"{name}_loss.png")]
+
+
+def draw_predictions(cfg: Config, images: Sequence[Path], columns: int) -> Path:
+    """Draw what the run of a config says of images, beside its folder; returns the sheet."""
+    predictor = Predictor(checkpoint(cfg.work_dir), cfg, "cpu")
+    pictures = [Image.open(path).convert("RGB") for path in images]
+    drawn = [predictor.draw(picture, predictor.find(picture)) for picture in pictures]
+    return save_png(contact_sheet(drawn, columns), Path(cfg.work_dir).with_suffix(".png"))
 
 
 def validated(runner: Runner, metric: str) -> float:

@@ -38,7 +38,7 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl", timeout=600),  # seconds; a process that hangs ends the job
 )
 
-vis_backends = [dict(type="LocalVisBackend")]
+vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(type="Visualizer", vis_backends=vis_backends)
 
 log_level = "INFO"

@@ -1,6 +1,6 @@
 """FCMAE on any folder of images, nested or flat, on one GPU.
 
-`tools/pretrain.py FOLDER` fills in the folder, the architecture and the batch for you.
+`mmconvnextv2 pretrain --data FOLDER` fills in folder, architecture and batch for you.
 """
 
 _base_ = "fcmae_convnextv2-tiny_64xb64-coslr-800e_in1k.py"

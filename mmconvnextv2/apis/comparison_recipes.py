@@ -1,15 +1,14 @@
-"""What every row of a comparison shares: the sample recipes with the user's labelled set in them.
+"""The sample recipes with the user's labelled set in them, for comparisons and for `finetune`.
 
-Model, optimizer and its rate come from ``configs/*/*_sample.py``. The data is the user's, the
-length is counted in optimizer steps, and augmentation is what suits any kind of image: crops,
-changes of scale, flips.
+Model, optimizer and its rate come from ``configs/*/*_sample.py``. The data is the user's, and
+augmentation is what suits any kind of image: crops, changes of scale, flips.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from PIL import Image
 from mmconvnextv2.apis.configs import config_path
 from mmconvnextv2.apis.filling import load_raster
 from mmconvnextv2.apis.schedules import set_length
+from mmconvnextv2.datasets.annotation_checks_coco import AnnotationError
 from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, UnreadableImageError
+from mmconvnextv2.datasets.image_scan import TooFewImagesError
 from mmconvnextv2.datasets.normalization import Normalization
 from mmconvnextv2.datasets.raster_reading import (
     RASTER_SUFFIXES,
@@ -56,8 +57,18 @@ LAYOUTS = {
 
 _MARKS = {
     "classification": ("train", "val"),
-    "detection": ("annotations/instances_train.json", "annotations/instances_val.json"),
-    "segmentation": ("images/training", "annotations/training", "images/validation"),
+    "detection": (
+        "annotations/instances_train.json",
+        "annotations/instances_val.json",
+        "train",
+        "val",
+    ),
+    "segmentation": (
+        "images/training",
+        "images/validation",
+        "annotations/training",
+        "annotations/validation",
+    ),
 }
 
 HEADERS_CHECKED = 500
@@ -88,13 +99,13 @@ class RasterInput:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The settings that all rows share.
+    """What a recipe is filled in with, such as the settings that all rows of a comparison share.
 
     Args:
         data: folder of the labelled set, laid out as in `LAYOUTS`.
         task: a name of `LAYOUTS`.
         arch: of the encoder.
-        steps: optimizer steps.
+        steps: optimizer steps; the caller sets the length when None.
         image_size: side of the images in training, in pixels; the recipe's when None.
         batch_size: images of a step, to which the rate is scaled linearly; the recipe's when None.
         num_workers: processes that read images.
@@ -105,7 +116,7 @@ class FineTuning:
     data: Path
     task: str
     arch: Arch
-    steps: int
+    steps: int | None = None
     image_size: int | None = None
     batch_size: int | None = None
     num_workers: int = 2
@@ -129,6 +140,25 @@ def recognize_task(folder: Path) -> str:
     raise ValueError(f"{folder} is laid out like no labelled set; allowed are{layouts}")
 
 
+def check_layout(folder: Path, task: str) -> None:
+    """Refuse a folder that has not what a task needs.
+
+    Raises:
+        FileNotFoundError: it is not there, or lacks labels or images.
+        ValueError: there is no such task.
+    """
+    if task not in LAYOUTS:
+        raise ValueError(f"task must be one of {', '.join(LAYOUTS)}, got {task!r}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    missing = [mark for mark in _MARKS[task] if not (folder / mark).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} has no {' and no '.join(missing)}: for {task} a labelled set is laid out as "
+            f"{LAYOUTS[task]}"
+        )
+
+
 def fine_tuning_config(settings: FineTuning) -> Config:
     """Fill in the recipe of a task; the encoder starts at random until `with_weights` is called.
 
@@ -136,12 +166,11 @@ def fine_tuning_config(settings: FineTuning) -> Config:
         FileNotFoundError: a folder of the labelled set is not there.
         ValueError: an argument or the labelled set is outside what is allowed.
     """
-    if settings.task not in BASES:
-        raise ValueError(f"task must be one of {', '.join(BASES)}, got {settings.task!r}")
     for name in ("steps", "image_size", "batch_size"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_layout(settings.data, settings.task)
     cfg = Config.fromfile(config_path(BASES[settings.task]))
     cfg.model.backbone.update(arch=settings.arch, init_cfg=None)
     if settings.raster is None:
@@ -152,7 +181,8 @@ def fine_tuning_config(settings: FineTuning) -> Config:
         preprocessor.update(mean=None, std=None)
         preprocessor["to_rgb" if settings.task == "classification" else "bgr_to_rgb"] = False
     _FILL[settings.task](cfg, settings)
-    set_length(cfg, settings.steps)
+    if settings.steps is not None:
+        set_length(cfg, settings.steps)
     _set_loaders(cfg, settings)
     return cfg
 
@@ -225,24 +255,17 @@ def _refuse_deep_images(settings: FineTuning) -> None:
         if not is_picture(path, header):
             raise ValueError(
                 f"{path} has {header.channels} channels and numbers of type {header.dtype}, which "
-                "would be cut to 8-bit RGB: measure its normalisation with "
-                "tools/dataset_converters/measure_normalization.py, and give that as raster "
+                "would be cut to 8-bit RGB: convert the images, or use compare_initializations, "
+                "which takes what tools/dataset_converters/measure_normalization.py has measured "
                 "(--normalization)"
             )
 
 
 def _fill_classification(cfg: Config, settings: FineTuning) -> None:
     size = settings.image_size or cfg.image_size
-    classes = [
-        sorted(f.name for f in (settings.data / part).iterdir() if f.is_dir())
-        for part in ("train", "val")
-    ]
-    if classes[0] != classes[1] or len(classes[0]) < 2:
-        raise ValueError(
-            f"{settings.data} needs the same classes, at least 2, as folders of train and val: "
-            f"got {classes[0]} and {classes[1]}"
-        )
-    cfg.model.data_preprocessor.num_classes = cfg.model.head.num_classes = len(classes[0])
+    suffixes = IMAGE_SUFFIXES if settings.raster is None else RASTER_SUFFIXES
+    classes = _classes_of_folders(settings.data, suffixes)
+    cfg.model.data_preprocessor.num_classes = cfg.model.head.num_classes = len(classes)
     cfg.model.head.in_channels = _channels(settings.arch)[-1]
     train = [
         *_load(settings),
@@ -257,9 +280,11 @@ def _fill_classification(cfg: Config, settings: FineTuning) -> None:
         *_normalize(settings),
         dict(type="PackInputs"),
     ]
-    suffixes = IMAGE_SUFFIXES if settings.raster is None else RASTER_SUFFIXES
     dataset = dict(
-        type="CustomDataset", data_root=str(settings.data), extensions=tuple(sorted(suffixes))
+        type="CustomDataset",
+        data_root=str(settings.data),
+        metainfo=dict(classes=classes),
+        extensions=tuple(sorted(suffixes)),
     )
     _set_datasets(
         cfg,
@@ -269,13 +294,28 @@ def _fill_classification(cfg: Config, settings: FineTuning) -> None:
     )
 
 
+def _classes_of_folders(data: Path, suffixes: Collection[str]) -> tuple[str, ...]:
+    """Names of the classes: folders of both parts, with images in each of train."""
+    classes = {
+        part: sorted(f.name for f in (data / part).iterdir() if f.is_dir())
+        for part in ("train", "val")
+    }
+    names = classes["train"]
+    if names != classes["val"] or len(names) < 2:
+        raise ValueError(
+            f"{data} needs the same classes, at least 2, as folders of train and val: "
+            f"got {names} and {classes['val']}"
+        )
+    for folder in (data / "train" / name for name in names):
+        if not any(file.suffix.lower() in suffixes for file in folder.rglob("*")):
+            raise TooFewImagesError(f"no image in {folder}: add images of the class or remove it")
+    return tuple(names)
+
+
 def _fill_detection(cfg: Config, settings: FineTuning) -> None:
     size = settings.image_size or cfg.image_size[0]
     files = {part: f"annotations/instances_{part}.json" for part in ("train", "val")}
-    content = json.loads((settings.data / files["train"]).read_text(encoding="utf-8"))
-    classes = tuple(category["name"] for category in content.get("categories", ()))
-    if not classes:
-        raise ValueError(f"{settings.data / files['train']} names no categories")
+    classes = _classes_of_coco(*(settings.data / file for file in files.values()))
     model = cfg.model
     model.neck.in_channels = _channels(settings.arch)
     # As in the base: three blocks of stage 3 share a rate, and long stages need more steps.
@@ -328,6 +368,41 @@ def _fill_detection(cfg: Config, settings: FineTuning) -> None:
         ),
         batch_size=1,
     )
+
+
+def _classes_of_coco(train_file: Path, val_file: Path) -> tuple[str, ...]:
+    """Names of the categories, which both files share; each object of training has a mask."""
+    train, val = _read_coco(train_file), _read_coco(val_file)
+    classes, others = (tuple(c["name"] for c in content["categories"]) for content in (train, val))
+    if not classes:
+        raise AnnotationError(f"{train_file} names no categories")
+    if classes != others:
+        raise AnnotationError(
+            f"{train_file} has {len(classes)} categories ({', '.join(classes[:5])}, ...) and "
+            f"{val_file} has {len(others)} ({', '.join(others[:5])}, ...): both need the same, in "
+            "one order"
+        )
+    objects = train["annotations"]
+    bare = sum(not found.get("segmentation") for found in objects)
+    if bare:
+        raise AnnotationError(
+            f"{train_file}: {bare:,} of {len(objects):,} objects have no mask (segmentation), and "
+            "Mask R-CNN learns from boxes and masks: export them with polygons or RLE masks"
+        )
+    return classes
+
+
+def _read_coco(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AnnotationError(f"{file} cannot be read as JSON: {error}") from error
+    missing = {"images", "annotations", "categories"} - set(content)
+    if missing:
+        raise AnnotationError(
+            f"{file} is no COCO annotation file: it lacks {', '.join(sorted(missing))}"
+        )
+    return content
 
 
 def _fill_segmentation(cfg: Config, settings: FineTuning) -> None:
@@ -426,12 +501,19 @@ _FILL: Mapping[str, Any] = {
 
 def count_validation_images(cfg: Config) -> int:
     """Number of images on which the rows are compared."""
-    dataset = cfg.val_dataloader.dataset
-    root = Path(dataset.data_root)
-    if dataset.type == "CocoDataset":
-        content = json.loads((root / dataset.ann_file).read_text(encoding="utf-8"))
-        return len(content["images"])
-    prefix = dataset.data_prefix
+    return count_images(cfg.val_dataloader.dataset)
+
+
+def count_images(dataset: Mapping[str, Any]) -> int:
+    """Number of images that a labelled set gives, by its config."""
+    root = Path(dataset["data_root"])
+    if dataset["type"] == "CocoDataset":
+        content = _read_coco(root / dataset["ann_file"])
+        images = {image["id"] for image in content["images"]}
+        if dataset.get("filter_cfg", {}).get("filter_empty_gt", False):
+            images &= {found["image_id"] for found in content["annotations"]}
+        return len(images)
+    prefix = dataset["data_prefix"]
     folder = root / (prefix if isinstance(prefix, str) else prefix["img_path"])
-    suffixes: Sequence[str] = dataset.get("extensions") or (dataset.img_suffix.lower(),)
+    suffixes: Sequence[str] = dataset.get("extensions") or (dataset["img_suffix"].lower(),)
     return sum(file.suffix.lower() in suffixes for file in folder.rglob("*"))

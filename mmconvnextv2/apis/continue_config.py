@@ -18,6 +18,7 @@ from mmconvnextv2.apis.filling import (
     fill_loader,
     fill_optimization,
     load_raster,
+    log_often_enough,
 )
 from mmconvnextv2.apis.settings import (
     VALIDATIONS,
@@ -237,7 +238,9 @@ def _fill_schedule(
     cfg: Config, settings: ContinueSettings, num_train: int, has_decoder: bool
 ) -> None:
     epochs = settings.epochs
-    warmup = warmup_iterations(epochs, num_train // settings.batch_size, settings.accumulate)
+    iterations = num_train // settings.batch_size
+    log_often_enough(cfg, epochs * iterations)
+    warmup = warmup_iterations(epochs, iterations, settings.accumulate)
     decoder_warmup = 0 if has_decoder else warmup
     alone, both, cosine = cfg.param_scheduler
     alone.end = both.begin = decoder_warmup
@@ -292,7 +295,13 @@ def read_as_rasters(
 
 
 def start_from(
-    cfg: Config, source: Conversion, location: str, inflate_stem: str, folder: Path | None
+    cfg: Config,
+    source: Conversion,
+    location: str,
+    inflate_stem: str,
+    folder: Path,
+    *,
+    write: bool = True,
 ) -> None:
     """Let a config begin with a checkpoint, in place.
 
@@ -304,7 +313,8 @@ def start_from(
         source: the checkpoint.
         location: where it came from.
         inflate_stem: how to get other channels than the checkpoint's.
-        folder: where to write; None where a resumed run has its weights already.
+        folder: where that file is.
+        write: whether to write it; a run that is resumed has it already.
 
     Raises:
         ValueError: the mode of inflation is unknown.
@@ -318,17 +328,17 @@ def start_from(
         backbone.init_cfg = dict(type="Pretrained", checkpoint=location, inflate_stem=inflate_stem)
         return
     backbone.init_cfg = None
-    if folder is None:
+    path = folder / INITIAL_WEIGHTS_FILE
+    cfg.load_from = str(path)
+    if not write:
         return
     parts = {
         key: tensor
         for key, tensor in source.state_dict.items()
         if key.startswith(("backbone.downsample_layers.", "backbone.stages.", "neck."))
     }
-    path = folder / INITIAL_WEIGHTS_FILE
     write_checkpoint(
         path,
         inflate_channels(parts, backbone.in_channels, inflate_stem),
         meta=dict(source=location),
     )
-    cfg.load_from = str(path)

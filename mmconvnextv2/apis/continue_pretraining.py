@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mmconvnextv2.apis.cfg_options import apply_options
 from mmconvnextv2.apis.continue_config import (
     choose_settings,
     continue_config,
@@ -111,8 +113,67 @@ def continue_pretraining(
         StateDictMismatch: the checkpoint is not one complete ConvNeXt V2.
         ValueError: an argument is outside what is allowed.
     """
-    folder = Path(work_dir)
-    refuse_earlier_run(folder, resume, overwrite)
+    refuse_earlier_run(work_dir, resume, overwrite)
+    cfg = continued_run_config(
+        data,
+        init,
+        Path(work_dir),
+        in_channels=in_channels,
+        normalization=normalization,
+        missing=missing,
+        no_data=no_data,
+        inflate_stem=inflate_stem,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        base_lr=base_lr,
+        encoder_rate=encoder_rate,
+        mask_ratio=mask_ratio,
+        held_out_share=held_out_share,
+        group_by=group_by,
+        early_stop=early_stop,
+        num_workers=num_workers,
+        amp=amp,
+        resume=resume,
+    )
+    apply_options(cfg, cfg_options or {})
+    cfg.work_dir = str(work_dir)
+    runner = train(cfg, resume=resume, overwrite=overwrite)
+    if early_stop is not None:
+        return _best_checkpoint(runner)
+    return last_checkpoint(runner)
+
+
+def continued_run_config(
+    data: str | os.PathLike[str],
+    init: str | os.PathLike[str],
+    folder: Path,
+    *,
+    in_channels: int | None = None,
+    normalization: str | os.PathLike[str] | Normalization | None = None,
+    missing: Missing = "refuse",
+    no_data: float | None = None,
+    inflate_stem: str = "mean",
+    image_size: int = 224,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    base_lr: float | None = None,
+    encoder_rate: float | None = None,
+    mask_ratio: float | None = None,
+    held_out_share: float | None = None,
+    group_by: GroupBy = "file",
+    early_stop: int | None = None,
+    num_workers: int = 8,
+    amp: bool = False,
+    resume: Resume = False,
+) -> Config:
+    """Look at images and weights, fill in the config, and write what the run starts from.
+
+    Arguments and errors are those of `continue_pretraining`. `folder`, of the run, gets
+    ``normalization.json`` and the initial weights where the run needs such files and has not begun.
+    """
     begun = _folder_of_begun_run(folder, resume)
     source = convert_state_dict(read_checkpoint(fetch_checkpoint(os.fspath(init))))
     images = look_at_images(data, in_channels)
@@ -153,13 +214,9 @@ def continue_pretraining(
             figures = Normalization.load(normalization)
         read_as_rasters(cfg, figures, images.channels, missing, no_data)
         figures.save(folder / NORMALIZATION_FILE)
-    start_from(cfg, source, os.fspath(init), inflate_stem, folder if begun is None else None)
-    cfg.merge_from_dict(cfg_options or {})
-    cfg.work_dir = str(folder)
-    runner = train(cfg, resume=resume, overwrite=overwrite)
-    if early_stop is not None:
-        return _best_checkpoint(runner)
-    return last_checkpoint(runner)
+    weights = folder if begun is None else begun
+    start_from(cfg, source, os.fspath(init), inflate_stem, weights, write=begun is None)
+    return cfg
 
 
 def _folder_of_begun_run(work_dir: Path, resume: Resume) -> Path | None:

@@ -11,6 +11,9 @@ from mmconvnextv2.datasets.normalization import Normalization
 from mmconvnextv2.nn.arguments import check_count
 from mmconvnextv2.nn.missing import Missing
 
+POINTS_OF_A_CURVE = 50
+"""How many losses the log of a short run has."""
+
 
 def check_crop_size(image_size: int) -> None:
     """Check the side of the crops of pre-training, in pixels.
@@ -57,6 +60,17 @@ def fill_optimization(
     cfg.optim_wrapper.accumulative_counts = accumulate
     cfg.optim_wrapper.optimizer.lr = lr
     cfg.auto_scale_lr.base_batch_size = batch_size * accumulate
+
+
+def log_often_enough(cfg: Config, iterations: int) -> None:
+    """Let a short run log enough points for a curve, in place; a long one stays as it is.
+
+    Args:
+        cfg: the config.
+        iterations: forward passes of the whole run.
+    """
+    logger = cfg.default_hooks.logger
+    logger.interval = max(1, min(logger.interval, iterations // POINTS_OF_A_CURVE))
 
 
 def load_raster(

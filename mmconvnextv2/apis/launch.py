@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +35,7 @@ from mmconvnextv2.engine.hooks import (
     StrictLoadingHook,
 )
 from mmconvnextv2.engine.hooks.durable_checkpoint import CheckpointNotWrittenError
+from mmconvnextv2.files import write_atomically
 
 T = TypeVar("T")
 
@@ -280,7 +283,7 @@ def train(
     Raises:
         FileNotFoundError: images or the checkpoint to load are not there.
         CheckpointError: there are checkpoints to resume, and none is valid.
-        CheckpointNotWrittenError: the disk is full, or cannot be written to.
+        CheckpointNotWrittenError: the disk is full or nearly so, or cannot be written to.
         TooFewImagesError: there is no image, or they do not fill one batch.
         StateDictMismatch: the checkpoint to load is another model's.
         BadImagesError: too many images cannot be read.
@@ -288,7 +291,7 @@ def train(
         WorkDirError: the work_dir holds a run, and neither `resume` nor `overwrite` is given.
         ValueError: annotations do not fit the images, the classes or the model.
     """
-    cfg = copy.deepcopy(cfg)
+    asked, cfg = cfg, copy.deepcopy(cfg)
     if cfg.get("resume") and resume is False:
         resume = cfg.get("load_from") or True
     start = _agreed(lambda: choose_start(cfg.work_dir, resume, overwrite))
@@ -301,6 +304,11 @@ def train(
             f"the processes do not find the same checkpoints in {cfg.work_dir}: it has to be one "
             "folder that all machines share"
         )
+    if start.checkpoint is not None and asked.filename is not None and is_main_process():
+        # The Runner has left one that starts from this checkpoint, whatever becomes of the file.
+        name = Path(asked.filename).name
+        write_atomically(Path(cfg.work_dir) / name, asked.pretty_text.encode())
+    check_space(runner)
     if start.obsolete:
         runner.register_hook(RemoveObsoleteHook(start.obsolete))
     with blame_annotations(cfg.get("train_dataloader"), cfg.get("val_dataloader")):
@@ -313,6 +321,27 @@ def train(
         )
     runner.train()
     return runner
+
+
+def check_space(runner: Runner) -> None:
+    """Refuse to train where the disk has no space for a checkpoint.
+
+    Weights, and two values for each as AdamW keeps them, have to fit.
+
+    Raises:
+        CheckpointNotWrittenError: there is less space in the work_dir.
+    """
+    if not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
+        return
+    needed = 3 * sum(p.numel() * p.element_size() for p in runner.model.parameters())
+    free = shutil.disk_usage(runner.work_dir).free
+    if free < needed:
+        raise CheckpointNotWrittenError(
+            errno.ENOSPC,
+            f"a checkpoint needs about {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free: "
+            "make space, or choose a folder on another disk",
+            str(runner.work_dir),
+        )
 
 
 def last_checkpoint(runner: Runner) -> Path:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mmconvnextv2.apis.machine import choose_device
+from mmconvnextv2.apis.run_config import build_model, checkpoint_of, config_of, load_config
 from mmconvnextv2.checkpoint import load_strictly, read_checkpoint, to_our_names
 from mmconvnextv2.datasets.image_reading import IMAGE_SUFFIXES, read_image
 from mmconvnextv2.datasets.image_scan import resolve_folder, scan_folder
@@ -29,11 +29,11 @@ from mmconvnextv2.visualization.prediction import draw_reconstructions
 
 
 def reconstruct(
-    config: str | os.PathLike[str] | Config,
-    checkpoint: str | os.PathLike[str],
     images: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
+    config: str | os.PathLike[str] | Config | None = None,
     num_images: int = 8,
     seed: int = 0,
     mask_ratio: float | None = None,
@@ -43,38 +43,39 @@ def reconstruct(
     """Draw original, masked, prediction and composite of some images, one row per image.
 
     Args:
-        config: Config file of a pre-training run, or the loaded config.
-        checkpoint: What that run saved; it must hold encoder and decoder.
         images: An image file, or a folder that is searched with all folders below it.
+        checkpoint: What a pre-training run saved, with encoder and decoder, or the folder of the
+            run, whose newest checkpoint is taken.
         out: PNG to write, atomically; nothing is written without it.
+        config: Config file of that run, or the loaded config; found by the checkpoint when None.
         num_images: Most images to show. From a folder with more, evenly spaced ones are taken.
         seed: Seed of the masks.
         mask_ratio: Share of cells to remove, inside (0, 1); by default the config's.
         image_size: Side in pixels, or (height, width), multiples of 32. By default the size of
             the config's training crops. Images are resized to cover it and cropped centrally.
-        device: Where to run the model.
+        device: Where to run the model: "cpu", "cuda" or "auto".
 
     Returns:
         The grid, RGB.
 
     Raises:
         FileNotFoundError: Config, checkpoint or images are not there.
-        ValueError: The checkpoint cannot be read safely, has no decoder or does not fit the
-            config; a folder holds no image or an image cannot be read; the config is not of an
-            FCMAE; or an argument is out of its range.
+        ValueError: The checkpoint cannot be read safely, has no config or no decoder or does not
+            fit the config; a folder holds no image or an image cannot be read; the config is not
+            of an FCMAE; or an argument is out of its range.
     """
     if num_images < 1:
         raise ValueError(f"the number of images must be at least 1, got {num_images}")
-    if not isinstance(config, Config):
-        config = Config.fromfile(config)
-    pipeline = _training_pipeline(config)
+    file = checkpoint_of(checkpoint)
+    state_dict = _read_with_decoder(file)
+    cfg = config_of(file) if config is None else load_config(config)
+    pipeline = _training_pipeline(cfg)
     raster = next((step for step in pipeline if step["type"] == "LoadRaster"), None)
     suffixes = IMAGE_SUFFIXES if raster is None else RASTER_SUFFIXES
-    paths = _pick_images(Path(images), num_images, suffixes)
-    state_dict = _read_with_decoder(checkpoint)
+    paths = pick_images(Path(images), num_images, suffixes)
     size_HW = _checked_size(_training_crop(pipeline) if image_size is None else image_size)
-    device = _checked_device(device)
-    model = _build(config)
+    device = choose_device(device)
+    model = _build(cfg)
     load_strictly(model, state_dict)
     model.to(device)
     preprocessor: Any = model.data_preprocessor
@@ -89,11 +90,25 @@ def reconstruct(
     return grid
 
 
-def _pick_images(path: Path, count: int, suffixes: Collection[str]) -> list[Path]:
+def pick_images(
+    path: Path, count: int | None = None, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> list[Path]:
+    """An image file, or images of a folder: evenly spaced ones where there are more than `count`.
+
+    Args:
+        path: a file, or a folder that is searched with all folders below it.
+        count: most images; all when None.
+        suffixes: of images, in lower case.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        TooFewImagesError: the folder has no image.
+    """
     if path.is_file():
         return [path]
     found = scan_folder(resolve_folder(path), suffixes).images
-    indices = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    wanted = len(found) if count is None else min(count, len(found))
+    indices = np.linspace(0, len(found) - 1, wanted).round().astype(int)
     return [Path(found[index]) for index in indices]
 
 
@@ -138,20 +153,8 @@ def _checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device} was asked for, but torch finds no CUDA device; use cpu")
-    return device
-
-
 def _build(config: Config) -> FCMAE:
-    settings = config.model.to_dict()
-    # The Runner, too, takes the preprocessor from the top level of a config.
-    if "data_preprocessor" in config:
-        settings.setdefault("data_preprocessor", config.data_preprocessor.to_dict())
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
-        model = MODELS.build(settings)
+    model = build_model(config)
     if not isinstance(model, FCMAE):
         raise ValueError(f"the config builds a {type(model).__name__}; reconstruction needs FCMAE")
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from mmconvnextv2.checkpoint.validity import (
 
 Resume = bool | str | os.PathLike[str]
 """False: start anew. True: go on from the newest checkpoint, if there is one. A path: from that."""
+
+_FAILED_START = re.compile(r"config\.py|initial_weights\.pth|normalization\.json|\d{8}_\d{6}")
+"""Names of what a run writes before its first step."""
 
 
 class WorkDirError(ValueError):
@@ -64,6 +68,41 @@ def refuse_earlier_run(
             f"{work_dir} holds a run already ({traces[0].relative_to(work_dir)}): --resume goes on "
             "with it, --overwrite replaces it, another --work-dir leaves it alone (in Python: "
             "resume=True, overwrite=True, work_dir)"
+        )
+
+
+def refuse_occupied_folder(
+    out: str | os.PathLike[str], resume: Resume = False, overwrite: bool = False
+) -> None:
+    """Refuse a folder in which a new run would lie among files that are not its own.
+
+    What a start leaves that has failed before its first step is no such file.
+
+    Args:
+        out: folder of the coming run.
+        resume: anything but False goes on with a run.
+        overwrite: replace a run that is there; files of other kinds stay.
+
+    Raises:
+        NotADirectoryError: it is a file.
+        WorkDirError: it holds anything, and neither `resume` nor `overwrite` is given.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{out} is a file; give the folder for the run (--out)")
+    if resume is not False or overwrite or not folder.is_dir():
+        return
+    figures = {file.relative_to(folder).parts[0] for file in _logged_figures(folder)}
+    others = [
+        entry.name
+        for entry in sorted(folder.iterdir())
+        if entry.name in figures or not _FAILED_START.fullmatch(entry.name)
+    ]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise WorkDirError(
+            f"{out} is not empty ({others[0]}{more}): resume=True (--resume) goes on with a run "
+            "there, overwrite=True (--overwrite) replaces it, another out (--out) leaves it alone"
         )
 
 
@@ -133,9 +172,13 @@ def _files_of_run(work_dir: str | os.PathLike[str]) -> list[Path]:
 
 
 def _logged_figures(work_dir: str | os.PathLike[str]) -> list[Path]:
-    """Logs of runs that got as far as a first figure; mmengine writes config.py before."""
+    """Logs of runs that got as far as a first figure.
+
+    mmengine writes config.py and begins TensorBoard's file before.
+    """
     files = (path for path in Path(work_dir).glob("*/vis_data/*") if path.is_file())
-    return [file for file in files if file.name != "config.py"]
+    begun = ("config.py", "events.out.tfevents.")
+    return [file for file in files if not file.name.startswith(begun)]
 
 
 class RemoveObsoleteHook(Hook):

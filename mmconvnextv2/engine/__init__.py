@@ -1,5 +1,6 @@
 """What the Runner needs around a model; importing this package registers it."""
 
+from mmconvnextv2.engine.cpu_runner import CpuRunner
 from mmconvnextv2.engine.hooks import (
     AccumulatedGradientsHook,
     AnnotationCheckHook,
@@ -34,6 +35,7 @@ __all__ = [
     "AutocastOptimWrapper",
     "CompileBlocksHook",
     "ConsolidateOptimizerHook",
+    "CpuRunner",
     "DecoderWarmupHook",
     "DurableCheckpointHook",
     "FeatureCollapseHook",

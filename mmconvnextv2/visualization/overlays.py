@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-_PALETTE = (
+CLASS_COLOURS = (
     (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
     (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212),
 )  # fmt: skip
+"""RGB colours by the number of a class; they begin again after the last."""
+
 _OPACITY = 0.45
 
 
@@ -53,10 +55,10 @@ def draw_instances(
     canvas = _enlarge(image, scale)
     for mask_HW, colour in zip(masks_RHW, colours, strict=True):
         labels_HW = np.where(mask_HW, 0, -1)
-        canvas = _tint(canvas, labels_HW, [_PALETTE[colour % len(_PALETTE)]])
+        canvas = _tint(canvas, labels_HW, [CLASS_COLOURS[colour % len(CLASS_COLOURS)]])
     draw = ImageDraw.Draw(canvas)
     for box, text, colour in zip(boxes_R4, texts, colours, strict=True):
-        rgb = _PALETTE[colour % len(_PALETTE)]
+        rgb = CLASS_COLOURS[colour % len(CLASS_COLOURS)]
         x1, y1, x2, y2 = (float(value) * scale for value in box)
         draw.rectangle((x1, y1, x2, y2), outline=rgb, width=2)
         _write(draw, (x1 + 2, max(0.0, y1 - 14)), text, rgb)

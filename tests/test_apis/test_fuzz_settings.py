@@ -22,22 +22,22 @@ pytestmark = pytest.mark.unit
 DEFAULTS = dict(
     arch="tiny",
     epochs=100,
-    warmup_epochs=5,
     batch_size=64,
     accumulate=1,
     base_lr=1.5e-4,
     image_size=224,
+    mask_ratio=0.6,
     num_workers=2,
     amp=False,
 )
 VALUES = dict(
     arch=st.sampled_from([*ARCHITECTURES, "small", ""]),
     epochs=st.integers(-2, 500),
-    warmup_epochs=st.integers(-1, 60),
     batch_size=st.integers(-2, 500),
     accumulate=st.integers(-1, 9),
     base_lr=st.one_of(st.floats(), st.floats(1e-6, 1e-2)),
     image_size=st.one_of(st.sampled_from([64, 96, 224, 384]), st.integers(-64, 400)),
+    mask_ratio=st.floats(),
     num_workers=st.integers(-1, 4),
     amp=st.booleans(),
 )
@@ -63,7 +63,7 @@ def is_possible(s: dict[str, Any]) -> bool:
     return (
         s["arch"] in ARCHITECTURES
         and min(s["epochs"], s["batch_size"], s["accumulate"]) >= 1
-        and 0 <= s["warmup_epochs"] <= s["epochs"]
+        and 0 < s["mask_ratio"] < 1
         and 0 < s["base_lr"] * s["batch_size"] * s["accumulate"] / 256 < math.inf
         and s["image_size"] >= 64
         and s["image_size"] % 32 == 0
@@ -76,7 +76,7 @@ def is_possible(s: dict[str, Any]) -> bool:
 @given(settings=changed_settings())
 def test_arguments_of_pretrain(settings: dict[str, Any]) -> None:
     try:
-        cfg = pretrain.pretrain_config("photos", **settings)
+        cfg = pretrain.pretrain_config("photos", 640, **settings)
     except ValueError as error:
         assert not is_possible(settings), error
         changed = [name for name, value in settings.items() if value != DEFAULTS[name]]

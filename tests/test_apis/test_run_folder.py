@@ -7,10 +7,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmconvnextv2.apis.run_folder import Start, WorkDirError, choose_start, refuse_earlier_run
+from mmconvnextv2.apis.run_folder import (
+    Start,
+    WorkDirError,
+    choose_start,
+    refuse_earlier_run,
+    refuse_occupied_folder,
+)
 from mmconvnextv2.checkpoint.validity import CheckpointError
 
 pytestmark = pytest.mark.unit
+
+FAILED_START = (
+    "20260101_000000/20260101_000000.log",
+    "20260101_000000/vis_data/config.py",
+    "20260101_000000/vis_data/events.out.tfevents.1.host.2.0",
+    "config.py",
+    "normalization.json",
+)
 
 
 def save(path: Path, iteration: int) -> Path:
@@ -57,11 +71,26 @@ def test_any_trace_of_a_run_counts(tmp_path: Path, trace: str) -> None:
 
 
 def test_a_start_that_failed_before_its_first_figure_may_be_repeated(tmp_path: Path) -> None:
-    for name in ("1/1.log", "1/vis_data/config.py", "config.py", "normalization.json"):
+    for name in FAILED_START:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert choose_start(tmp_path) == Start(None)
     assert choose_start(tmp_path / "nowhere") == Start(None)
+    refuse_occupied_folder(tmp_path)
+    refuse_occupied_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "20260101_000000/vis_data/scalars.json", "1/a"])
+def test_a_folder_in_use_is_refused_as_a_new_run_s(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(WorkDirError, match=rf"not empty \({name.split('/')[0]}\).*--overwrite"):
+        refuse_occupied_folder(tmp_path)
+    refuse_occupied_folder(tmp_path, resume=True)
+    refuse_occupied_folder(tmp_path, overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        refuse_occupied_folder(tmp_path / "file", resume=True)
 
 
 def test_overwriting_names_the_run_s_files_and_no_others(run: Path) -> None:

@@ -8,7 +8,13 @@ import pytest
 from mmengine.config import Config
 
 from mmconvnextv2.apis.configs import config_path
-from mmconvnextv2.apis.settings import SETTINGS, settings_for, settings_table, warmup_iterations
+from mmconvnextv2.apis.settings import (
+    SETTINGS,
+    base_lr_for,
+    settings_for,
+    settings_table,
+    warmup_iterations,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -86,3 +92,12 @@ def test_the_config_is_the_row_of_3000_images() -> None:
 def test_the_page_has_this_table() -> None:
     page = Path(__file__).parents[2] / "docs" / "your_images.md"
     assert settings_table() in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("images", "lr"), [(64, 3e-4), (256, 6e-4), (4096, 2.4e-3), (8192, 4.8e-3)]
+)
+def test_rate_of_a_step_falls_with_the_root_of_a_batch_below_the_papers(
+    images: int, lr: float
+) -> None:
+    assert base_lr_for(images) * images / 256 == pytest.approx(lr)

@@ -200,7 +200,7 @@ def test_the_share_counts_what_all_loader_processes_meet(tmp_path: Path, log: Pa
 @pytest.mark.fault(7, "a run on a folder with bad images", "it ends; its log names each once")
 def test_a_run_trains_on_what_is_left(photos: Path, tmp_path: Path) -> None:
     before = fingerprints(photos)
-    checkpoint = pretrain(
+    result = pretrain(
         photos,
         tmp_path / "out",
         arch="atto",
@@ -213,7 +213,7 @@ def test_a_run_trains_on_what_is_left(photos: Path, tmp_path: Path) -> None:
             "train_dataloader.persistent_workers": False,
         },
     )
-    assert checkpoint.is_file()
+    assert result.checkpoint.is_file()
     (file,) = (tmp_path / "out").glob("*/*.log")
     text = file.read_text(encoding="utf-8")
     for name in BAD_HEADERS | BAD_BODIES:

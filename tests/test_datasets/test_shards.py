@@ -364,7 +364,7 @@ def test_a_whole_run_on_shards_ends_with_the_weights_of_one_on_the_folder(source
     }
     weights = []
     for data in (source, packed):
-        path = pretrain(
+        result = pretrain(
             data,
             tmp_path / f"run {data.name}",
             epochs=2,
@@ -373,7 +373,7 @@ def test_a_whole_run_on_shards_ends_with_the_weights_of_one_on_the_folder(source
             num_workers=0,
             cfg_options=narrow,
         )
-        weights.append(torch.load(path, weights_only=True)["state_dict"])
+        weights.append(torch.load(result.checkpoint, weights_only=True)["state_dict"])
     (config,) = (tmp_path / "run shards").glob("*.py")
     assert "ShardedImages" in config.read_text()
     assert weights[0].keys() == weights[1].keys()

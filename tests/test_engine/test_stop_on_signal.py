@@ -32,11 +32,13 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[dict[int, Any]]:
     """What handled the signals before a test handles them after it."""
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     former = {number: signal.getsignal(number) for number in SIGNALS}
     yield former
     now = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in former.items():
         signal.signal(number, handler)
+    signal.signal(signal.SIGINT, outside)
     assert now == former
 
 

@@ -145,7 +145,7 @@ def test_a_16_bit_image_keeps_its_depth(tmp_path, randomize_grn) -> None:
     ]
     ramp = 1000 + np.arange(96, dtype=np.uint16)[None, :].repeat(64, axis=0)
     tifffile.imwrite(tmp_path / "ramp.tif", ramp)
-    reconstruct(config, tmp_path / "run.pth", tmp_path / "ramp.tif", tmp_path / "out.png")
+    reconstruct(tmp_path / "ramp.tif", tmp_path / "run.pth", tmp_path / "out.png", config=config)
     original = tiles(tmp_path / "out.png", 1, 64, 96, scale=3, header=36)[0, 0]
     assert np.array_equal(original, (ramp - 1000)[..., None].repeat(3, axis=2))
 
@@ -233,13 +233,15 @@ def test_a_config_without_a_size_or_of_another_model_is_refused(files) -> None:
     config = Config.fromfile(files / "config.py")
     config.pop("train_dataloader")
     with pytest.raises(ValueError, match="give the image size"):
-        reconstruct(config, files / "run.pth", files / "images")
-    grid = reconstruct(config, files / "run.pth", files / "images", image_size=64, num_images=1)
+        reconstruct(files / "images", files / "run.pth", config=config)
+    grid = reconstruct(
+        files / "images", files / "run.pth", config=config, image_size=64, num_images=1
+    )
     assert grid.size == (2 * 12 + 4 * 192 + 3 * 6, 2 * 12 + 24 + 192)
     config.model = dict(type="ConvNeXtV2", arch="atto")
     config.pop("data_preprocessor")
     with pytest.raises(ValueError, match="builds a ConvNeXtV2"):
-        reconstruct(config, files / "run.pth", files / "images", image_size=64)
+        reconstruct(files / "images", files / "run.pth", config=config, image_size=64)
 
 
 def test_a_model_of_grey_images_gets_grey_images(files, randomize_grn) -> None:
@@ -248,7 +250,8 @@ def test_a_model_of_grey_images_gets_grey_images(files, randomize_grn) -> None:
     config.data_preprocessor.update(mean=[100.0], std=[50.0])
     model = randomize_grn(nn.FCMAE.build(ARCH, in_channels=1, decoder_channels=16))
     torch.save(model.state_dict(), files / "grey.pth")
-    reconstruct(config, files / "grey.pth", files / "images" / "nested" / "2.png", files / "g.png")
+    image = files / "images" / "nested" / "2.png"
+    reconstruct(image, files / "grey.pth", files / "g.png", config=config)
     panels = tiles(files / "g.png", 1, 64, 96, scale=3, header=36)
-    grey = np.asarray(Image.open(files / "images" / "nested" / "2.png").convert("L"))
+    grey = np.asarray(Image.open(image).convert("L"))
     assert np.array_equal(panels[0, 0], grey[..., None].repeat(3, axis=-1))

@@ -10,7 +10,6 @@ Neither needs this package.
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import io
 import json
@@ -26,11 +25,15 @@ from torch import Tensor
 
 import mmconvnextv2
 from mmconvnextv2.checkpoint import read_checkpoint
+from mmconvnextv2.checkpoint.stored_config import read_settings
 from mmconvnextv2.files import write_atomically
 from mmconvnextv2.nn import ARCHITECTURES
 
 SUFFIXES = (".pth", ".safetensors")
 RUN_TIMESTAMP = re.compile(r"_\d{8}_\d{6}$")
+DESCRIBED = ("model", "data_preprocessor", "train_dataloader")
+"""Variables of a config that tell what a published file says of itself."""
+
 STEM = "downsample_layers.0.0.weight"
 
 
@@ -122,42 +125,6 @@ def choose_weights(run: Mapping[str, Any], ema: bool | None) -> tuple[dict[str, 
     return own, "averaged" if ema else "last step"
 
 
-def read_settings(text: str) -> dict[str, Any]:
-    """Read model and training data from the text of a dumped config, as data: nothing is run.
-
-    Raises:
-        ValueError: they are not written as plain values.
-    """
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict" and not node.args:
-            items: dict[str, Any] = {}
-            for keyword in node.keywords:
-                content = value(keyword.value)
-                items |= content if keyword.arg is None else {keyword.arg: content}
-            return items
-        if isinstance(node, ast.Dict):
-            keys = [ast.literal_eval(key) for key in node.keys if key is not None]
-            return dict(zip(keys, map(value, node.values), strict=True))
-        if isinstance(node, ast.List | ast.Tuple):
-            return [value(item) for item in node.elts]
-        return ast.literal_eval(node)
-
-    wanted = {"model", "data_preprocessor", "train_dataloader"}
-    try:
-        return {
-            statement.targets[0].id: value(statement.value)
-            for statement in ast.parse(text).body
-            if isinstance(statement, ast.Assign)
-            and isinstance(statement.targets[0], ast.Name)
-            and statement.targets[0].id in wanted
-        }
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the checkpoint's config is not written as plain values ({error}): give --config"
-        ) from error
-
-
 def describe(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a user of the weights has to know of the config.
 
@@ -236,7 +203,7 @@ def collect_meta(
         name, text, settings = config.stem, loaded.pretty_text, loaded.to_dict()
     elif "cfg" in meta:
         name = RUN_TIMESTAMP.sub("", meta.get("experiment_name", ""))
-        text, settings = meta["cfg"], read_settings(meta["cfg"])
+        text, settings = meta["cfg"], read_settings(meta["cfg"], DESCRIBED)
     else:
         raise ValueError("the checkpoint does not hold its config: give --config")
     versions = dict(mmconvnextv2=mmconvnextv2.__version__, torch=torch.__version__)

@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     size = None if args.size is None else (args.size[0], args.size[-1])
     try:
         grid = reconstruct(
-            args.config,
-            args.checkpoint,
             args.images,
+            args.checkpoint,
             args.out,
+            config=args.config,
             num_images=args.num,
             seed=args.seed,
             mask_ratio=args.mask_ratio,
