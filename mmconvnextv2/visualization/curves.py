@@ -5,17 +5,92 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmconvnextv2.files import write_atomically
 
-_RAW_COLOUR = "#9db7d5"
-_SMOOTH_COLOUR = "#1f4e8c"
+# Readable on white and on black: the picture's background is transparent.
+_RAW_COLOUR = "#8fb4e6"
+_SMOOTH_COLOUR = "#2f72d6"
+_TEXT_COLOUR = "#727b86"
 _SMOOTH_FROM = 10  # fewer values are shown as they are, with a dot each
+_NO_FIGURE = frozenset({"epoch", "iter", "step"})
+
+Curve = tuple[list[int], list[float]]
+"""Steps, in rising order, and values."""
+
+
+@dataclass(frozen=True)
+class RunScalars:
+    """All that a run logged.
+
+    Attributes:
+        train: by name, what was logged in training; steps are iterations.
+        val: by name, what validations measured; steps are epochs where `by_epoch`, else iterations.
+        by_epoch: whether the run counts epochs.
+    """
+
+    train: Mapping[str, Curve] = field(default_factory=dict)
+    val: Mapping[str, Curve] = field(default_factory=dict)
+    by_epoch: bool = False
+
+
+def read_run_scalars(path: str | os.PathLike[str]) -> RunScalars:
+    """Read everything that a run logged.
+
+    Starts of one work_dir are put together as in `read_scalars`; a start from the first iteration
+    again, which has replaced the run, makes the earlier ones forgotten.
+
+    Args:
+        path: as in `read_scalars`.
+
+    Returns:
+        The curves; none where nothing has been logged yet.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no scalars below the folder.
+        ValueError: A line is not JSON.
+    """
+    train: dict[str, dict[int, float]] = {}
+    val: dict[str, dict[int, float]] = {}
+    by_epoch = False
+    for file in _scalar_files(Path(path)):
+        records = [record for _, record in _read_lines(file) if "step" in record]
+        training = [record for record in records if "iter" in record]
+        if training and training[0]["iter"] <= min(train.get("iter", {}), default=0):
+            train, val = {}, {}
+        _add_start(train, training)
+        _add_start(val, [record for record in records if "iter" not in record])
+        if training:
+            by_epoch = "epoch" in training[0]
+    return RunScalars(_as_curves(train), _as_curves(val), by_epoch)
+
+
+def _add_start(curves: dict[str, dict[int, float]], records: Sequence[Mapping[str, Any]]) -> None:
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = {
+            int(record["step"]): float(record[name])
+            for record in records
+            if isinstance(record.get(name), int | float)
+        }
+        if values:
+            first = min(values)
+            earlier = {step: v for step, v in curves.get(name, {}).items() if step < first}
+            curves[name] = earlier | values
+
+
+def _as_curves(curves: Mapping[str, Mapping[int, float]]) -> dict[str, Curve]:
+    return {
+        name: (sorted(values), [values[step] for step in sorted(values)])
+        for name, values in curves.items()
+        if name not in _NO_FIGURE
+    }
 
 
 def read_scalars(path: str | os.PathLike[str], key: str = "loss") -> tuple[list[int], list[float]]:
@@ -94,8 +169,9 @@ def plot_loss_curve(
 ) -> Path:
     """Draw a loss curve: the logged values as a thin line, their smoothed course as a thick one.
 
-    Fewer than ten values are drawn as they are, with a dot each. Uses matplotlib's Agg canvas
-    directly: no window, no pyplot, no global state.
+    Fewer than ten values are drawn as they are, with a dot each. The background is transparent, and
+    the colours suit light and dark pages. Uses matplotlib's Agg canvas directly: no window, no
+    pyplot, no global state.
 
     Args:
         steps: Iterations of the logged values.
@@ -119,21 +195,22 @@ def plot_loss_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 3.8), dpi=144, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(6.2, 3.1), dpi=136, layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
     if len(steps) >= _SMOOTH_FROM:
         window = max(5, len(losses) // 20)
-        axes.plot(steps, losses, color=_RAW_COLOUR, linewidth=0.9, label="logged")
+        axes.plot(steps, losses, color=_RAW_COLOUR, linewidth=1.0, label="logged")
         smoothed = smooth(losses, window)
         axes.plot(steps, smoothed, color=_SMOOTH_COLOUR, linewidth=2.0, label="smoothed")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncols=2, loc="upper right", labelcolor=_TEXT_COLOUR)
     else:
         axes.plot(steps, losses, color=_SMOOTH_COLOUR, linewidth=1.5, marker="o", markersize=4)
-    axes.set_title(title, loc="left")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, loc="left", color=_TEXT_COLOUR)
+    axes.set_xlabel(xlabel, color=_TEXT_COLOUR)
+    axes.set_ylabel(ylabel, color=_TEXT_COLOUR)
+    axes.tick_params(colors=_TEXT_COLOUR, length=0)
+    axes.grid(color=_TEXT_COLOUR, alpha=0.25, linewidth=0.8)
+    axes.spines[:].set_visible(False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return write_atomically(path, buffer.getvalue())
@@ -156,19 +233,23 @@ def _scalar_files(path: Path) -> list[Path]:
 
 
 def _read_records(file: Path, key: str) -> dict[int, float]:
-    lines = file.read_text(encoding="utf-8").split("\n")
     records: dict[int, float] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline yet: the run is still writing this line
-                break
-            raise ValueError(f"{file}, line {number} is not JSON: {line[:80]!r}") from error
+    for number, record in _read_lines(file):
         if key in record:
             if "step" not in record:
                 raise ValueError(f"{file}, line {number} has {key!r} but no 'step'")
             records[int(record["step"])] = float(record[key])
     return records
+
+
+def _read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = file.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline yet: the run is still writing this line
+                return
+            raise ValueError(f"{file}, line {number} is not JSON: {line[:80]!r}") from error

@@ -94,7 +94,9 @@ def test_smooth_keeps_a_straight_line() -> None:
 
 def blue_rows(path: Path) -> np.ndarray:
     """Mean height (row) of dark blue ink in every column that has some, from left to right."""
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    picture = Image.open(path).convert("RGBA")  # its background is transparent
+    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    pixels = np.asarray(on_white.convert("RGB")).astype(int)
     ink = (pixels[..., 2] - pixels[..., 0] > 60) & (pixels[..., 0] < 80)
     ink[: len(ink) // 5] = False  # the legend
     rows = np.arange(len(ink))[:, None]

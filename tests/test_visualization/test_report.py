@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from mmconvnextv2.visualization import Figure, Section, write_report
+from mmconvnextv2.visualization.charts import Chart, Line
+from mmconvnextv2.visualization.report import Gallery, Tile
 
 pytestmark = pytest.mark.unit
 
@@ -77,18 +79,60 @@ def test_text_table_and_figures_come_back_as_given(tmp_path, png) -> None:
         assert base64.b64decode(data, validate=True) == file.read_bytes()
 
 
+def rich_section(png: Path, text: str) -> Section:
+    """A section that has everything."""
+    return Section(
+        text,
+        text,
+        table=[(text,), (text,)],
+        figures=[Figure(png, text)],
+        facts=[(text, text)],
+        charts=[Chart(text, [Line(text, [1, 2], [1.0, 2.0]), Line(text, [1], [1.0])], text, text)],
+        gallery=Gallery([Figure(Image.open(png), text)], 2, [(text, (1, 2, 3))]),
+        folded=(text, text),
+    )
+
+
 def test_everything_given_is_escaped(tmp_path, png) -> None:
-    sections = [Section(NASTY, NASTY, [(NASTY,), (NASTY,)], [Figure(png, NASTY)])]
-    reader = read(write_report(tmp_path / "report.html", NASTY, sections))
-    for tag in ("title", "h1", "h2", "p", "th", "td", "figcaption"):
-        assert reader.texts[tag] == [NASTY], tag
+    path = write_report(
+        tmp_path / "report.html",
+        NASTY,
+        [rich_section(png, NASTY)],
+        kicker=NASTY,
+        subtitle=NASTY,
+        tiles=[Tile(NASTY, NASTY, NASTY)],
+        footer=NASTY,
+    )
+    reader = read(path)
+    texts = {tag: set(reader.texts[tag]) for tag in reader.texts}
+    for tag in "title h1 h2 p th td dt dd figcaption summary pre footer".split():
+        assert texts[tag] == {NASTY}, tag
+    assert texts["li"] == {NASTY} and NASTY in texts["span"]
     images = [attrs for tag, attrs in reader.tags if tag == "img"]
-    assert len(images) == 1 and images[0]["alt"] == NASTY
+    assert len(images) == 2 and {attrs["alt"] for attrs in images} == {NASTY}
     assert "script" not in {tag for tag, _ in reader.tags}
 
 
+def test_a_page_says_how_to_look_on_phones_in_the_dark_and_on_paper(tmp_path, png) -> None:
+    page = write_report(tmp_path / "r.html", "T", [rich_section(png, "S")]).read_text()
+    assert 'name="viewport" content="width=device-width' in page
+    assert "color-scheme: light dark" in page and "prefers-color-scheme: dark" in page
+    assert "@media print" in page and "max-width: 720px" in page
+    classes = set(re.findall(r'class="([^"]+)"', page))
+    style = page[: page.index("</style>")]
+    used = {name for names in classes for name in names.split()}
+    assert {name for name in used if f".{name}" not in style} <= {"hint", "label", "small"}
+
+
+def test_a_column_of_numbers_stands_to_the_right(tmp_path) -> None:
+    table = [("name", "value", "mixed"), ("a", "54.2 %", "1"), ("b", -3.5e-7, "two")]
+    reader = read(write_report(tmp_path / "r.html", "T", [Section("S", table=table)]))
+    cells = [attrs.get("class") for tag, attrs in reader.tags if tag in ("th", "td")]
+    assert cells == [None, "number", None] * 3
+
+
 def test_the_page_refers_to_nothing_outside_itself(tmp_path, png) -> None:
-    path = write_report(tmp_path / "r.html", "T", [Section("S", figures=[Figure(png, "c")])])
+    path = write_report(tmp_path / "r.html", "T", [rich_section(png, "S")])
     page = path.read_text(encoding="utf-8")
     assert not re.search(r"https?:|url\(|@import|<link|<script|<iframe|file:", page)
     for _, attrs in read(path).tags:
