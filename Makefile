@@ -1,5 +1,6 @@
 # Everything runs in an environment that `make` itself makes and keeps up to date.
 #   make demo                  set up, then run the demonstration
+#   make docs                  build the pages as a site, in an environment of their own
 #   make test                  set up, then run the tests
 #   make test STACK=classic    the same on the classic OpenMMLab packages, in .venv-classic
 #   make setup PYTHON=/path/to/python3.12
@@ -8,6 +9,7 @@ STACK ?= openmmlab
 VENV := $(if $(filter classic,$(STACK)),.venv-classic,.venv)
 PY := $(VENV)/bin/python
 ARGS ?=
+WEB := .venv-web
 
 # An environment keeps its interpreter; otherwise the first one that runs and fits. Candidates are
 # tried by running them, because the shims of pyenv exist for versions that are not selected.
@@ -18,10 +20,10 @@ FIND_PYTHON = for candidate in "$$(readlink -f $(PY))" python3 python3.11 python
 PYTHON ?= $(shell $(FIND_PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak minkowski lint format clean
+.PHONY: help setup demo test test-web docs notebook soak minkowski lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  options: STACK=openmmlab|classic, PYTHON=/path/to/python3.x, ARGS='passed on to demo or pytest'"
 
 setup: ## make or update the environment (returns at once when nothing changed)
@@ -39,6 +41,30 @@ test: setup ## run the tests; one module: make test ARGS=tests/test_engine
 
 soak: setup ## try every fault many times (15 minutes on two cores); writes the table of docs/reliability.md
 	$(PY) tools/soak.py $(ARGS)
+
+# Gradio needs a newer huggingface_hub than transformers 4, a peer of the benchmark: it gets an
+# environment of its own, which sees the packages of the other one behind its own.
+$(WEB)/made: requirements/web.txt requirements/webtests.txt
+	rm -rf $(WEB)
+	$(PY) -m venv $(WEB)
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$(echo $(WEB)/lib/python3*/site-packages)/base.pth"
+	$(WEB)/bin/python -m pip install -r requirements/web.txt -r requirements/webtests.txt
+	touch $@
+
+test-web: setup ## try the web demo in a real Chromium (Debian: apt-get install chromium)
+	@$(MAKE) --no-print-directory $(WEB)/made
+	$(WEB)/bin/python -m pytest -m web tests/test_web $(ARGS)
+
+# The pages need no OpenMMLab: mkdocstrings reads the sources, and the notebook is stored with its output.
+docs: ## build the pages as a site, strictly: site/index.html
+	@test -x .venv-docs/bin/mkdocs || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+notebook: setup ## run the notebook of the docs anew (minutes)
+	$(PY) -m pip install --quiet nbconvert ipykernel
+	$(PY) -m jupyter nbconvert --to notebook --execute --inplace docs/notebooks/first_steps.ipynb
 
 minkowski: setup ## compile the optional MinkowskiEngine (needs libopenblas-dev)
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --no-build-isolation \
