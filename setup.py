@@ -11,7 +11,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MIM = ("configs", "tools", "model-index.yml")
-EXTRAS = ("openmmlab", "classic", "minkowski", "tests", "docs", "optional")
+EXTRAS = ("openmmlab", "classic", "minkowski", "web", "tests", "docs", "optional")
 
 
 def read_version() -> str:
@@ -71,6 +71,7 @@ if __name__ == "__main__":
         packages=find_packages(include=["mmconvnextv2", "mmconvnextv2.*"]),
         package_data={"mmconvnextv2": ["py.typed", "nn/native/*.cpp"]},
         python_requires=">=3.10",
+        entry_points={"console_scripts": ["mmconvnextv2 = mmconvnextv2.cli.main:main"]},
         install_requires=read_requirements("runtime"),
         extras_require={group: read_requirements(group) for group in EXTRAS},
         zip_safe=False,

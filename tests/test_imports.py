@@ -120,6 +120,41 @@ else:
     assert result.returncode == 0, result.stderr
 
 
+HELP = """
+import contextlib, io
+from mmconvnextv2.cli.main import COMMANDS, main
+
+for command in COMMANDS:
+    if command == "benchmark" and "torch" not in allowed:
+        continue  # its help states what the machine has
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            main([command, "--help"])
+        except SystemExit as end:
+            assert end.code == 0
+    assert said.getvalue().startswith(f"usage: mmconvnextv2 {command}")
+"""
+
+
+def test_the_help_of_commands_loads_nothing_of_openmmlab():
+    result = run(BLOCK_EVERYTHING_ELSE, HELP, NOTHING_OF_OPENMMLAB)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_help_of_commands_needs_no_torch():
+    block = """
+import sys
+allowed = {"mmconvnextv2", *sys.stdlib_module_names}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+    result = run(block, HELP, 'assert "torch" not in sys.modules')
+    assert result.returncode == 0, result.stderr
+
+
 def test_entry_points_are_functions_whatever_was_imported_before():
     """A module of `apis` has the name of its function, which must not hide it."""
     importlib.import_module("mmconvnextv2.apis.pretrain")

@@ -1,7 +1,11 @@
-"""Wheel, source archive and editable install bring configs, tools and index along, in `.mim/`."""
+"""Wheel, source archive and editable install bring configs, tools and index along, in `.mim/`.
+
+And the command `mmconvnextv2` of an installed wheel does all it can do, in an empty folder.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -34,6 +38,45 @@ print(len(list_models()), find_model("convnextv2-atto_fcmae-pre_3rdparty_in1k").
 """
 
 
+# All commands in one process, since the libraries take longer to import than the work does.
+DO = """
+import shlex, sys
+sys.modules["gradio"] = None  # the demo would serve until it is interrupted
+import mmconvnextv2
+from mmconvnextv2.cli.main import main
+from mmconvnextv2.datasets import sample_set
+sample_set.build_sample_set(
+    "data",
+    tasks=("pretrain", "detection"),
+    pretrain=sample_set.PretrainSpec(num_train=8),
+    detection=sample_set.DetectionSpec(num_train=4, num_val=2),
+)
+print(mmconvnextv2.__file__)
+for line in sys.argv[1:]:
+    print("exit", main(shlex.split(line)), line, flush=True)
+"""
+
+SMALL = "--num-workers 0 --batch-size 4 --epochs 1"
+LINES = {
+    "doctor --data data/pretrain --out runs": 0,
+    f"pretrain --data data/pretrain --out runs/pre --arch atto --image-size 64 {SMALL}": 0,
+    "reconstruct --images data/pretrain --checkpoint runs/pre --out grid.png --num-images 1": 0,
+    "finetune --task detection --data data/detection --init runs/pre --out runs/det "
+    f"--image-size 64 {SMALL}": 0,
+    "predict --images data/detection/val --checkpoint runs/det --out found --score 0": 0,
+    "report runs/det": 0,
+    "demo --runs runs": 2,
+    "convert runs/pre/epoch_1.pth timm.safetensors --to timm": 0,
+    "benchmark dataload --count 2 --repeat 1 --only ours --json speed.json": 0,
+}
+"""Command lines of every command, and their exit codes."""
+
+WRITTEN = (
+    *("runs/pre/epoch_1.pth", "runs/pre/config.py", "grid.png", "runs/det/epoch_1.pth"),
+    *("runs/det/config.py", "found/predictions.json", "runs/det/report.html", "timm.safetensors"),
+)
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, so that nothing is built inside the real ones."""
@@ -47,8 +90,18 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+@pytest.fixture(scope="module")
+def target(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an installed wheel."""
+    folder = tmp_path_factory.mktemp("install") / "target"
+    command = (sys.executable, "-m", "pip", "install", *PIP, "--target", folder, checkout)
+    run(*command, cwd=folder.parent)
+    return folder
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    environment |= variables
     result = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -85,11 +138,25 @@ def check_import(packages: Path, package: Path, tmp_path: Path) -> None:
     assert int(number) > len(configs) and is_file == "True"
 
 
-def test_wheel(checkout: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    run(sys.executable, "-m", "pip", "install", *PIP, "--target", target, checkout, cwd=tmp_path)
+def test_wheel(target: Path, tmp_path: Path) -> None:
     check_mim(target / "mmconvnextv2" / ".mim")
     check_import(target, target / "mmconvnextv2", tmp_path)
+
+
+def test_every_command_of_a_wheel(target: Path, tmp_path: Path) -> None:
+    """The environment's own editable install comes after PYTHONPATH."""
+    path = dict(PYTHONPATH=str(target))
+    assert run(target / "bin" / "mmconvnextv2", "--version", cwd=tmp_path, **path).strip()
+    said = run(sys.executable, "-c", DO, *LINES, cwd=tmp_path, **path).splitlines()
+    assert str(target / "mmconvnextv2" / "__init__.py") in said
+    codes = [line.split(maxsplit=2)[1:] for line in said if line.startswith("exit ")]
+    assert codes == [[str(code), line] for line, code in LINES.items()], "\n".join(said)
+    figures = json.loads((tmp_path / "speed.json").read_text())
+    assert figures["command"] == f"mmconvnextv2 {list(LINES)[-1]}"
+    for name in WRITTEN:
+        assert (tmp_path / name).stat().st_size > 0, name
+    assert list((tmp_path / "found").glob("*.png"))
+    assert any(line.startswith("next: mmconvnextv2 reconstruct") for line in said)
 
 
 def test_editable_install(checkout: Path, tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m mmconvnextv2.benchmark",
         description="Alternatives measured side by side; every figure goes to --json.",
     )
+    add_benchmarks(parser)
+    return parser
+
+
+def add_benchmarks(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands to a parser; `run_benchmark` takes what it then reads."""
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="NAME")
     for module in (*BENCHMARKS, report):
         name = module.__name__.rpartition(".")[2]
@@ -38,10 +44,26 @@ def build_parser() -> argparse.ArgumentParser:
             command.set_defaults(run=module.run)
         if hasattr(module, "add_arguments"):
             module.add_arguments(command)
-    return parser
 
 
 def run_benchmark(args: argparse.Namespace, command: str) -> None:
+    """Do what a command line asks for: measure, or write the report of what was measured.
+
+    Args:
+        args: what the parser read.
+        command: the command line itself, to be written beside the figures.
+
+    Raises:
+        ValueError: an argument, or a file of figures, is not what is allowed.
+        OSError: a file cannot be read or written.
+    """
+    if args.benchmark == "report":
+        print(report.write_report(args.json, args.out, args.plans, args.notes))
+    else:
+        _measure(args, command)
+
+
+def _measure(args: argparse.Namespace, command: str) -> None:
     """Measure, show, and write what `--json` asks for."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -78,10 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     try:
-        if args.benchmark == "report":
-            print(report.write_report(args.json, args.out, args.plans))
-        else:
-            run_benchmark(args, f"python -m mmconvnextv2.benchmark {shlex.join(argv)}")
+        run_benchmark(args, f"python -m mmconvnextv2.benchmark {shlex.join(argv)}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

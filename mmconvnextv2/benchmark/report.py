@@ -57,16 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="what plan_run.py printed, a file a recipe",
     )
+    parser.add_argument(
+        "--notes", type=Path, help="Markdown to stand below the targets, written by a person"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder to write to (docs)")
 
 
-def write_report(paths: Sequence[Path], out: Path, plans: Sequence[Path] = ()) -> Path:
+def write_report(
+    paths: Sequence[Path], out: Path, plans: Sequence[Path] = (), notes: Path | None = None
+) -> Path:
     """Write the page and its pictures.
 
     Args:
         paths: documents, in the order in which they shall stand.
         out: folder of the page.
         plans: texts of `tools/analysis_tools/plan_run.py`.
+        notes: Markdown to stand below the targets.
 
     Returns:
         The page.
@@ -85,7 +91,8 @@ def write_report(paths: Sequence[Path], out: Path, plans: Sequence[Path] = ()) -
         pictures[path] = png
         return f"![{name}]({path.as_posix()})"
 
-    page = render(documents, add_picture, [path.read_text() for path in plans])
+    text = "" if notes is None else notes.read_text(encoding="utf-8")
+    page = render(documents, add_picture, [path.read_text() for path in plans], text)
     for path, png in pictures.items():
         write_atomically(out / path, png)
     write_atomically(out / PAGE, page.encode())
@@ -96,6 +103,7 @@ def render(
     documents: Sequence[Mapping[str, Any]],
     add_picture: Callable[[str, bytes], str],
     plans: Sequence[str] = (),
+    notes: str = "",
 ) -> str:
     """The page's text.
 
@@ -103,8 +111,11 @@ def render(
         documents: what the benchmarks wrote.
         add_picture: takes a picture's name and PNG, returns the Markdown that shows it.
         plans: of whole recipes, as plain text.
+        notes: Markdown to stand below the targets.
     """
     parts = [INTRODUCTION, render_targets(evaluate(TARGETS, documents))]
+    if notes:
+        parts.append(notes)
     parts += [render_document(document, add_picture) for document in documents]
     if plans:
         parts += [AT_SCALE, *(f"```\n{plan.strip()}\n```\n" for plan in plans)]

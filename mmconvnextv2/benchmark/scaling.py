@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", nargs="+", type=image_side, default=list(SIZES), help="image sides"
     )
-    parser.add_argument("--batches", nargs="+", type=positive_int, default=list(BATCHES))
+    parser.add_argument(
+        "--batches", nargs="+", type=positive_int, default=list(BATCHES), help="images of a step"
+    )
     parser.add_argument(
         "--archs", nargs="+", choices=list(ARCHITECTURES), default=["atto", "nano", "tiny", "base"]
     )

@@ -161,6 +161,16 @@ def test_plans_of_whole_recipes_stand_below_the_tables(tmp_path):
     assert page.index("## pretrain_step") < page.index("## At scale")
 
 
+def test_notes_stand_below_the_targets(tmp_path):
+    write_document(document(row("packed", 1.0)), tmp_path / "one.json")
+    (tmp_path / "notes.md").write_text("## What stands in the way\n")
+    command = ["report", str(tmp_path / "one.json"), "--out", str(tmp_path)]
+    assert main([*command, "--notes", str(tmp_path / "notes.md")]) == 0
+    page = (tmp_path / "benchmarks.md").read_text()
+    order = [page.index(part) for part in ("## Targets", "## What stands", "## pretrain_step")]
+    assert order == sorted(order)
+
+
 def test_documents_survive_writing(tmp_path):
     one = document(row("packed", 1.0))
     write_document(one, tmp_path / "new" / "one.json")

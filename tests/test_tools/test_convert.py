@@ -1,14 +1,12 @@
-"""The conversion tool: what it writes, what it says, and that an error leaves nothing behind."""
+"""The command `convert`: what it writes, what it says, and that an error leaves nothing behind."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
@@ -17,20 +15,13 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from mmconvnextv2.checkpoint import convert_state_dict, read_checkpoint, write_checkpoint
+from mmconvnextv2.cli.main import main
 from mmconvnextv2.nn import FCMAE, ConvNeXtV2
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "model_converters" / "convert.py"
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -42,7 +33,7 @@ def files(tmp_path, tiny_arch, randomize_grn) -> Path:
     return tmp_path
 
 
-def test_timm_and_back(tmp_path, randomize_grn, tool, capsys):
+def test_timm_and_back(tmp_path, randomize_grn, capsys):
     ours = randomize_grn(ConvNeXtV2("atto"))
     head = randomize_grn(nn.Linear(320, 1000))
     state = {f"backbone.{key}": value for key, value in ours.state_dict().items()}
@@ -50,7 +41,7 @@ def test_timm_and_back(tmp_path, randomize_grn, tool, capsys):
     torch.save({"state_dict": state}, tmp_path / "ours.pth")
 
     def convert(source: str, target: str, *options: str) -> str:
-        assert tool.main([str(tmp_path / source), str(tmp_path / target), *options]) == 0
+        assert main(["convert", str(tmp_path / source), str(tmp_path / target), *options]) == 0
         return capsys.readouterr().out
 
     text = convert("ours.pth", "timm.pth", "--to", "timm")
@@ -71,9 +62,9 @@ def test_timm_and_back(tmp_path, randomize_grn, tool, capsys):
 
 
 @pytest.mark.parametrize("target,entry", [("official", "model"), ("mmpretrain", "state_dict")])
-def test_a_decoder_without_a_place_is_listed(target, entry, files, tool, capsys):
+def test_a_decoder_without_a_place_is_listed(target, entry, files, capsys):
     out = files / "out" / "a.pth"
-    assert tool.main([str(files / "run.pth"), str(out), "--to", target]) == 0
+    assert main(["convert", str(files / "run.pth"), str(out), "--to", target]) == 0
     text = capsys.readouterr().out
     decoder = [key for key in read_checkpoint(files / "run.pth") if key.startswith("neck.")]
     assert f"{len(decoder)} left out, {target} has no place for them" in text
@@ -85,7 +76,7 @@ def test_a_decoder_without_a_place_is_listed(target, entry, files, tool, capsys)
     assert not [key for key in content[entry] if key.startswith("neck.")]
 
 
-def test_the_official_pretraining_file(files, tool, capsys, monkeypatch):
+def test_the_official_pretraining_file(files, capsys, monkeypatch):
     state = read_checkpoint(files / "run.pth")
     sparse = convert_state_dict(state, target="official-sparse").state_dict
     options = argparse.Namespace(model="convnextv2_atto", blr=1.5e-4)
@@ -93,7 +84,7 @@ def test_the_official_pretraining_file(files, tool, capsys, monkeypatch):
     out = files / "out" / "fcmae.pth"
     source = (files / "checkpoint-799.pth").as_uri()
     monkeypatch.setenv("TORCH_HOME", str(files / "hub"))
-    assert tool.main([source, str(out), "--to", "mmconvnextv2"]) == 0
+    assert main(["convert", source, str(out), "--to", "mmconvnextv2"]) == 0
     streams = capsys.readouterr()
     assert "official-sparse -> mmconvnextv2" in streams.out
     assert "no sha256 is known" in streams.err
@@ -160,19 +151,20 @@ def spoil(kind: str, folder: Path) -> tuple[list[str], str]:
         *["wrong-source", "extra", "missing", "misshaped", "foreign"],
     ],
 )
-def test_a_bad_input_is_refused_and_nothing_written(kind, files, tool, capsys):
+def test_a_bad_input_is_refused_and_nothing_written(kind, files, capsys):
     arguments, words = spoil(kind, files)
     out = files / "out" / "a.pth"
     arguments.insert(1, str(out))
-    assert tool.main([*arguments, "--to", "timm"]) == 1
+    assert main(["convert", *arguments, "--to", "timm"]) == 2
     streams = capsys.readouterr()
-    assert streams.out == "" and streams.err.startswith("error: ") and words in streams.err
+    assert streams.out == "" and streams.err.startswith("mmconvnextv2 convert: ")
+    assert words in streams.err
     assert list(out.parent.iterdir()) == []
     assert not (files / "victim").exists()
 
     write_checkpoint(out, {"old": torch.ones(1)})
     before = out.read_bytes()
-    assert tool.main([*arguments, "--to", "timm"]) == 1
+    assert main(["convert", *arguments, "--to", "timm"]) == 2
     assert out.read_bytes() == before and [path.name for path in out.parent.iterdir()] == ["a.pth"]
 
 
@@ -181,14 +173,14 @@ def test_the_exit_status_of_the_command(files):
     command = [sys.executable, str(TOOL), *arguments, str(files / "out" / "a.pth"), "--to", "timm"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 1 and result.stdout == ""
+    assert result.returncode == 2 and result.stdout == ""
     assert words in result.stderr and len(result.stderr.splitlines()) == 1
 
 
-def test_a_folder_that_is_not_there_is_refused(files, tool, capsys):
-    arguments = [str(files / "run.pth"), str(files / "none" / "a.pth"), "--to", "timm"]
-    assert tool.main(arguments) == 1
+def test_a_folder_that_is_not_there_is_refused(files, capsys):
+    arguments = ["convert", str(files / "run.pth"), str(files / "none" / "a.pth"), "--to", "timm"]
+    assert main(arguments) == 2
     assert "does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_:
-        tool.main([*arguments[:2], "--to", "keras"])
+        main([*arguments[:3], "--to", "keras"])
     assert exit_.value.code == 2

@@ -1,0 +1,45 @@
+"""The console during a run: what is logged for the record stays in the log file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+FOR_THE_RECORD = (
+    "System environment:",
+    "Config:\n",
+    "Hooks will be executed in the following order:",
+    "Distributed training is not used",
+    "will be deprecated in future",
+)
+"""What tells such records: hundreds of lines of settings, and mmengine's own concerns."""
+
+_BEGINNING = 300
+
+
+@contextlib.contextmanager
+def short_console() -> Iterator[None]:
+    """Leave what is in `FOR_THE_RECORD` out of stdout, and warnings that tell a user nothing."""
+    console: Any = _Console(sys.stdout)
+    with contextlib.redirect_stdout(console), warnings.catch_warnings():
+        # Every epoch on a machine without a GPU, where pinning is a setting without effect.
+        warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
+        yield
+
+
+class _Console:
+    """A stream that leaves records out; a logger writes each of its records in one piece."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if not any(words in text[:_BEGINNING] for words in FOR_THE_RECORD):
+            self._stream.write(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -1,0 +1,45 @@
+"""What a command prints when it is done: figures, places, and the next command to run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmconvnextv2.apis.results import RunResult
+
+
+def print_run(result: RunResult) -> None:
+    """Print what a training run came to."""
+    from mmconvnextv2.analysis.plan import format_seconds
+
+    rows = [
+        ("time", f"{format_seconds(result.seconds)}, {result.images_per_second:.3g} images/s"),
+        *((name, f"{value:.4g}") for name, value in result.metrics.items()),
+        ("checkpoint", result.checkpoint),
+        ("config", result.config),
+        ("curves", command("tensorboard", "--logdir", result.out)),
+    ]
+    if logs := sorted(result.out.glob("*/*.log")):
+        rows.append(("log", logs[-1]))
+    print_summary(f"{result.task} finished", rows)
+
+
+def print_summary(title: str, rows: Sequence[tuple[str, object]]) -> None:
+    """Print a title, and rows of a name and a value below it."""
+    width = max((len(name) for name, _ in rows), default=0)
+    print(f"\n{title}")
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def print_next(*words: str | os.PathLike[str]) -> None:
+    """Print the command to run next, ready to be pasted."""
+    print(f"next: {command('mmconvnextv2', *words)}")
+
+
+def command(*words: str | os.PathLike[str]) -> str:
+    """A command line, quoted for the shell."""
+    return shlex.join(os.fspath(word) for word in words)
