@@ -1,4 +1,4 @@
-"""The console during a run: what is logged for the record stays in the log file."""
+"""The console of a command: what OpenMMLab tells for the record stays in the log file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ FOR_THE_RECORD = (
     "Hooks will be executed in the following order:",
     "Distributed training is not used",
     "will be deprecated in future",
+    "Could not import OneDL",
 )
-"""What tells such records: hundreds of lines of settings, and mmengine's own concerns."""
+"""What tells such records: hundreds of lines of settings, and OpenMMLab's own concerns."""
 
 _BEGINNING = 300
 
@@ -31,13 +32,21 @@ def short_console() -> Iterator[None]:
 
 
 class _Console:
-    """A stream that leaves records out; a logger writes each of its records in one piece."""
+    """A stream that leaves records out.
+
+    A logger writes each of its records in one piece, `print` the end of the line apart.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._line_is_open = False  # of a record
 
     def write(self, text: str) -> int:
-        if not any(words in text[:_BEGINNING] for words in FOR_THE_RECORD):
+        if any(words in text[:_BEGINNING] for words in FOR_THE_RECORD):
+            self._line_is_open = not text.endswith("\n")
+        elif self._line_is_open and text == "\n":
+            self._line_is_open = False
+        else:
             self._stream.write(text)
         return len(text)
 

@@ -11,7 +11,6 @@ from mmconvnextv2.cli.arguments import (
     call_arguments,
     command_parser,
 )
-from mmconvnextv2.cli.console import short_console
 from mmconvnextv2.cli.summary import print_next, print_run
 
 HELD_OUT = {"classification": "val", "detection": "val", "segmentation": "images/validation"}
@@ -61,8 +60,7 @@ def run(argv: Sequence[str]) -> int:
     given = call_arguments(parser().parse_args(argv))
     from mmconvnextv2 import finetune
 
-    with short_console():
-        result = finetune(**given)
+    result = finetune(**given)
     print_run(result)
     images = Path(given["data"]) / HELD_OUT[given["task"]]
     pictures = result.out / "predictions"

@@ -19,6 +19,7 @@ from mmconvnextv2.cli import (
     report,
 )
 from mmconvnextv2.cli.arguments import Parser, add_debug
+from mmconvnextv2.cli.console import short_console
 from mmconvnextv2.version import __version__
 
 COMMANDS = {
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = [word for word in args.rest if word != "--debug"]
     debug = args.debug or len(options) < len(args.rest)
     try:
-        return COMMANDS[args.command].run(options)
+        with short_console():
+            return COMMANDS[args.command].run(options)
     except KeyboardInterrupt:
         print(f"mmconvnextv2 {args.command}: interrupted", file=sys.stderr)
         return 130

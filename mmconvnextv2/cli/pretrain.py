@@ -10,7 +10,6 @@ from mmconvnextv2.cli.arguments import (
     call_arguments,
     command_parser,
 )
-from mmconvnextv2.cli.console import short_console
 from mmconvnextv2.cli.summary import print_next, print_run
 
 
@@ -48,8 +47,7 @@ def run(argv: Sequence[str]) -> int:
     given = call_arguments(parser().parse_args(argv))
     from mmconvnextv2 import pretrain
 
-    with short_console():
-        result = pretrain(**given)
+    result = pretrain(**given)
     print_run(result)
     grid = result.out / "reconstruction.png"
     print_next(
