@@ -28,6 +28,7 @@ def short_console() -> Iterator[None]:
     with contextlib.redirect_stdout(console), warnings.catch_warnings():
         # Every epoch on a machine without a GPU, where pinning is a setting without effect.
         warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
+        warnings.filterwarnings("ignore", message="faster_coco_eval is not installed")
         yield
 
 
