@@ -6,7 +6,8 @@
   tools/study.py all --publish           and put them into docs/evidence.md
 
 The sample set is built first where it is not there. Studies share cells in one work directory; it
-holds results of one version of the code and of the configs, and refuses others.
+holds results of one version of the code and of the configs, and refuses others. Several of these
+commands may run side by side: with OMP_NUM_THREADS=1, one a core is faster than one on all cores.
 """
 
 from __future__ import annotations
@@ -159,12 +160,12 @@ def publish(study: Study, results: Results, report: Report, args: argparse.Names
 
 def provenance(study: Study, results: Results, args: argparse.Namespace) -> str:
     """What was run, when and where."""
-    seconds = [cell["seconds"] for cells in results.values() for cell in cells.values()]
+    seconds = [cell["computing_seconds"] for cells in results.values() for cell in cells.values()]
     longer = "" if args.longer == 1 else f" --longer {args.longer}"
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
         f"`python tools/study.py {study.name}{longer}` on {date.today()}: {len(seconds)} cells, "
-        f"{len(args.seeds)} seeds, {sum(seconds) / 60:.0f} minutes of training; {gpu}{cpu_name()}, "
+        f"{len(args.seeds)} seeds, {sum(seconds) / 60:.0f} minutes of one core; {gpu}{cpu_name()}, "
         f"{os.cpu_count()} cores; mmconvnextv2 {__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}."
     )

@@ -4,7 +4,7 @@ A cell is one run: a config of this project, its length in steps, what differs f
 the cell whose encoder it starts from. Each seed has its own pre-training. Cells are shared: studies
 that need the same one train it once.
 
-`seconds` is what a cell takes on two cores, about: Atto's pre-training 170, a classifier 65, a
+`seconds` is what a cell takes on one core, about: Atto's pre-training 170, a classifier 65, a
 segmentor 75, a detector 150. `tools/study.py NAME --longer 10` makes all of them ten times as long.
 """
 

@@ -1,6 +1,6 @@
 """(b) Co-design: V1 and V2, supervised and after FCMAE, and whether the features collapse.
 
-6 cells a seed, about 10 minutes on two cores; 3 of them are shared with other studies.
+6 cells a seed, about 10 minutes of one core; 3 of them are shared with other studies.
 """
 
 _base_ = "_cells.py"

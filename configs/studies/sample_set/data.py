@@ -1,6 +1,6 @@
 """(g) Pre-training data: a quarter, half and all of the images, for the same number of steps.
 
-6 cells a seed, about 12 minutes on two cores; 2 of them are shared with other studies.
+6 cells a seed, about 12 minutes of one core; 2 of them are shared with other studies.
 """
 
 _base_ = "_cells.py"

@@ -1,6 +1,6 @@
 """(c) GRN in pre-training, in fine-tuning, in both, in neither.
 
-6 cells a seed, about 10 minutes on two cores; 2 of them are shared with other studies.
+6 cells a seed, about 10 minutes of one core; 2 of them are shared with other studies.
 """
 
 _base_ = "_cells.py"

@@ -1,6 +1,6 @@
 """(d) How much to remove: a sweep of the mask ratio.
 
-10 cells a seed, about 20 minutes on two cores; 2 of them are shared with other studies. An image
+10 cells a seed, about 20 minutes of one core; 2 of them are shared with other studies. An image
 has 25 cells of 32 px, of which 20, 15, 10, 4 and 2 stay.
 """
 

@@ -1,6 +1,6 @@
 """(e) Model scaling: Atto, Femto and Pico with and without FCMAE.
 
-9 cells a seed, about 23 minutes on two cores; 3 of them are shared with other studies.
+9 cells a seed, about 23 minutes of one core; 3 of them are shared with other studies.
 """
 
 _base_ = "_cells.py"
