@@ -69,11 +69,11 @@ def reconstruct(
     file = checkpoint_of(checkpoint)
     state_dict = _read_with_decoder(file)
     cfg = config_of(file) if config is None else load_config(config)
-    pipeline = _training_pipeline(cfg)
+    pipeline = training_pipeline(cfg)
     raster = next((step for step in pipeline if step["type"] == "LoadRaster"), None)
     suffixes = IMAGE_SUFFIXES if raster is None else RASTER_SUFFIXES
     paths = pick_images(Path(images), num_images, suffixes)
-    size_HW = _checked_size(_training_crop(pipeline) if image_size is None else image_size)
+    size_HW = training_size(pipeline) if image_size is None else _checked_size(image_size)
     device = choose_device(device)
     model = _build(cfg)
     load_strictly(model, state_dict)
@@ -125,11 +125,24 @@ def _read_with_decoder(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return state_dict
 
 
-def _training_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
+def training_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
+    """The steps that a config's training images go through; none where it names none."""
     dataset: Mapping[str, Any] = config.get("train_dataloader", {}).get("dataset", {})
     while "pipeline" not in dataset and "dataset" in dataset:
         dataset = dataset["dataset"]
     return dataset.get("pipeline", [])
+
+
+def training_size(pipeline: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Height and width of the training crops, in pixels.
+
+    Args:
+        pipeline: what `training_pipeline` returns.
+
+    Raises:
+        ValueError: no crop tells, or a side is no multiple of 32.
+    """
+    return _checked_size(_training_crop(pipeline))
 
 
 def _training_crop(pipeline: Sequence[Mapping[str, Any]]) -> int | tuple[int, int]:

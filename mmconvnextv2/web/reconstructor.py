@@ -5,7 +5,6 @@ Shape suffixes: N images, C channels, H and W pixels, h and w cells, P panels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmconvnextv2.apis.reconstruct import training_pipeline, training_size
 from mmconvnextv2.apis.run_config import build_model
 from mmconvnextv2.checkpoint import load_strictly, read_checkpoint, to_our_names
 from mmconvnextv2.models import FCMAE
@@ -39,13 +39,13 @@ class Reconstructor:
     """
 
     def __init__(self, run: Run, device: torch.device) -> None:
-        pipeline = _training_pipeline(run.config)
+        pipeline = training_pipeline(run.config)
         if any(step["type"] == "LoadRaster" for step in pipeline):
             raise ValueError(
                 f"{run.checkpoint} was trained on images of any depth, and the page takes pictures "
                 "of 8 bits: use `mmconvnextv2 reconstruct`"
             )
-        self.size_HW = _training_crop(pipeline)
+        self.size_HW = training_size(pipeline)
         self.grid_hw = (self.size_HW[0] // CELL_SIZE, self.size_HW[1] // CELL_SIZE)
         self._model = build_model(run.config)
         if not isinstance(self._model, FCMAE):
@@ -86,16 +86,3 @@ class Reconstructor:
             self._preprocessor.std,
         )
         return panels_NPHWC[0]
-
-
-def _training_pipeline(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    dataset = config["train_dataloader"]["dataset"]
-    while "pipeline" not in dataset:
-        dataset = dataset["dataset"]
-    return dataset["pipeline"]
-
-
-def _training_crop(pipeline: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    crop = next(step for step in reversed(pipeline) if str(step["type"]).endswith("Crop"))
-    size = crop["scale"] if "scale" in crop else crop["crop_size"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

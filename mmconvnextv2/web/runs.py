@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmconvnextv2.apis.run_config import config_of, task_of
+from mmconvnextv2.apis.run_record import innermost_dataset
 from mmconvnextv2.checkpoint.validity import newest_valid_checkpoint, run_checkpoints
 
 TASKS = ("pretraining", "detection", "segmentation")
@@ -98,13 +100,10 @@ def held_out_images(run: Run, count: int = _EXAMPLES) -> list[Path]:
 
 def training_images(run: Run, count: int = _EXAMPLES) -> list[Path]:
     """Some images that the run was trained on, as `held_out_images` finds them."""
-    dataset = run.config.train_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    return _images_of(dataset, run, count)
+    return _images_of(innermost_dataset(run.config, "train_dataloader"), run, count)
 
 
-def _images_of(settings: Config, run: Run, count: int) -> list[Path]:
+def _images_of(settings: dict[str, Any], run: Run, count: int) -> list[Path]:
     with DefaultScope.overwrite_default_scope(run.config.default_scope):
         try:
             dataset = DATASETS.build(settings)
