@@ -374,7 +374,9 @@ def install(env: str, stack: str) -> None:
     project = ["--no-build-isolation", "-e", ".", "-r", requirements_file("tests")]
     installer.pip("mmconvnextv2 and its tests' tools", *project, *pins)
     # Read as files: what these packages would import is not needed.
-    installer.pip("images of real domains", "--no-deps", "-r", requirements_file("domains"))
+    installer.pip(
+        "readers of medical and satellite images", "--no-deps", "-r", requirements_file("domains")
+    )
 
 
 def set_up(stack: str) -> None:
@@ -403,6 +405,7 @@ def set_up(stack: str) -> None:
         with open(stamp + ".new", "w") as file:
             file.write(wanted + "\n")
         os.replace(stamp + ".new", stamp)
+        print("ready; to use it in a terminal: source {}/bin/activate".format(os.path.relpath(env)))
 
 
 def wait_for(lock: IO[str]) -> None:

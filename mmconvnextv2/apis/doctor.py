@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import os
 import re
@@ -90,7 +91,12 @@ def doctor(
         *checks,
         _check("GPU", _gpu, "without one everything runs on the CPU", optional=True),
         _check("CPU kernels", _kernels, "apt-get install g++; without, slower", optional=True),
-        _check("MinkowskiEngine", _minkowski, "nothing else needs it", optional=True),
+        _check(
+            "MinkowskiEngine",
+            _minkowski,
+            "only mask_layout='minkowski' needs it, of which 'packed' is the equal",
+            optional=True,
+        ),
     ]
 
 
@@ -246,6 +252,8 @@ def _kernels() -> str:
 
 
 def _minkowski() -> str:
+    if importlib.util.find_spec("MinkowskiEngine") is None:
+        raise RuntimeError("not installed")
     from mmconvnextv2.nn.layouts.minkowski import import_engine
 
     return import_engine().__version__

@@ -18,7 +18,7 @@ class RunResult:
         checkpoint: the last valid one.
         metrics: "first_loss", of the first step; "last_loss", the mean of the last ten; and what
             the last validation measured, as "accuracy/top1" (percent), "coco/segm_mAP" (0 to 1) or
-            "mIoU" (percent).
+            "mIoU" (percent); metrics of objects of a size that there are none of are left out.
         seconds: wall-clock time of this call's training, validations included.
         images_per_second: speed of a training step, the median over all steps.
     """

@@ -101,8 +101,8 @@ def refuse_occupied_folder(
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise WorkDirError(
-            f"{out} is not empty ({others[0]}{more}): resume=True (--resume) goes on with a run "
-            "there, overwrite=True (--overwrite) replaces it, another out (--out) leaves it alone"
+            f"{out} is not empty ({others[0]}{more}): --resume goes on with a run there, "
+            "--overwrite replaces it, another --out leaves it alone"
         )
 
 

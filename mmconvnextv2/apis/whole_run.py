@@ -30,6 +30,8 @@ _SETTINGS = {
     *("custom_imports", "find_unused_parameters", "model_wrapper_cfg", "runner_type"),
 }
 _LAST_STEPS = 10
+COCO_NOTHING = -1.0
+"""COCO's value of a metric for which the images have no object, such as a large one."""
 
 
 def training_device(device: str) -> torch.device:
@@ -141,8 +143,11 @@ def _metrics(runner: Runner) -> dict[str, float]:
     found = dict(first_loss=float(losses[0]), last_loss=float(losses[-_LAST_STEPS:].mean()))
     for name, history in runner.message_hub.log_scalars.items():
         kind, _, metric = name.partition("/")
-        if kind == "val" and metric not in ("time", "data_time"):
-            found[metric] = float(history.current())
+        if kind != "val" or metric in ("time", "data_time"):
+            continue
+        value = float(history.current())
+        if value != COCO_NOTHING:
+            found[metric] = value
     return found
 
 

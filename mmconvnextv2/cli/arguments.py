@@ -7,8 +7,14 @@ those of the Python calls. The help states them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+ARCHS = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
+"""Those of `mmconvnextv2.nn`, known without torch."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,7 +22,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """See argparse."""
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells what is allowed\n")
+        self.exit(
+            2,
+            f"{self.prog}: {message}{self._guess(message)}; `{self.prog} --help` tells what is "
+            "allowed\n",
+        )
+
+    def _guess(self, message: str) -> str:
+        """The words that may have been meant by those that argparse does not know."""
+        wrong = re.findall(r"--[\w-]+", message.partition("unrecognized arguments: ")[2])
+        allowed: Iterable[str] = self._option_string_actions
+        if choice := re.search(r"invalid choice: '(.+)' \(choose from (.+)\)", message):
+            wrong, allowed = [choice[1]], re.findall(r"[\w-]+", choice[2])
+        near = [match for word in wrong for match in difflib.get_close_matches(word, allowed, 1)]
+        return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -80,12 +99,34 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def call_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the Python call that a command line stands for."""
+def call_arguments(args: argparse.Namespace, there: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments of the Python call that a command line stands for.
+
+    Args:
+        args: what the command's parser has found.
+        there: arguments that are files or folders to read. A slip is told before anything is
+            imported, which takes seconds.
+
+    Raises:
+        FileNotFoundError: one of them does not exist.
+    """
     given = {name: value for name, value in vars(args).items() if name != "debug"}
+    for name in there:
+        if name in given:
+            _check_there(given[name], f"--{name}")
     if "cfg_options" in given:
         given["cfg_options"] = _read_options(given["cfg_options"])
     return given
+
+
+def _check_there(path: str, option: str) -> None:
+    if path and Path(path).expanduser().exists():
+        return
+    above = next(parent for parent in Path(path).expanduser().absolute().parents if parent.exists())
+    hint = f"{above} does"
+    if not path or above.parent == above:
+        hint = "is the shell variable in front of it set in this terminal?"
+    raise FileNotFoundError(f"{option}: {path or 'an empty path'} does not exist; {hint}")
 
 
 def _read_options(words: Sequence[str]) -> dict[str, Any]:

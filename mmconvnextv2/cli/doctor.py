@@ -35,5 +35,5 @@ def run(argv: Sequence[str]) -> int:
         print(f"\nto put right: {', '.join(to_do)}")
         return 1
     print("\nall that is needed is there")
-    print_next("pretrain", "--data", given.get("data", "DIR"), "--out", "work_dirs/pretrain")
+    print_next("pretrain", "--data", given.get("data", "DIR"), "--out", "runs/fcmae")
     return 0

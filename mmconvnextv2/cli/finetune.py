@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmconvnextv2.cli.arguments import (
+    ARCHS,
     Parser,
     add_running_arguments,
     call_arguments,
@@ -35,7 +36,7 @@ def parser() -> Parser:
         metavar="WEIGHTS",
         help="encoder: run folder, file, URL or hf://org/name (random weights)",
     )
-    add("--arch", help="atto femto pico nano tiny base large huge (that of the weights)")
+    add("--arch", choices=ARCHS, metavar="NAME", help=f"{' '.join(ARCHS)} (that of the weights)")
     add("--epochs", type=int, metavar="N", help="passes over the images (by number of images)")
     add("--batch-size", type=int, metavar="N", help="images of one forward pass (16, detection 4)")
     add(
@@ -57,12 +58,12 @@ def parser() -> Parser:
 
 def run(argv: Sequence[str]) -> int:
     """Fine-tune."""
-    given = call_arguments(parser().parse_args(argv))
+    given = call_arguments(parser().parse_args(argv), there=["data"])
     from mmconvnextv2 import finetune
 
     result = finetune(**given)
     print_run(result)
     images = Path(given["data"]) / HELD_OUT[given["task"]]
-    pictures = result.out / "predictions"
+    pictures = result.out.parent / "found"
     print_next(*("predict", "--images", images, "--checkpoint", result.out, "--out", pictures))
     return 0

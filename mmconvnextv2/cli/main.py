@@ -48,13 +48,15 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=__version__)
     add_debug(top)
-    top.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help=argparse.SUPPRESS)
+    top.add_argument(
+        "command", nargs="?", metavar="COMMAND", choices=list(COMMANDS), help=argparse.SUPPRESS
+    )
     top.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; without a command, tell which there are.
 
     Args:
         argv: what follows `mmconvnextv2`; taken from the process when None.
@@ -64,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         the user can put right; 130 after Ctrl-C. A fault of the program keeps its traceback.
     """
     args = parser().parse_args(argv)
+    if args.command is None:
+        parser().print_help(sys.stderr)
+        return 2
     options = [word for word in args.rest if word != "--debug"]
     debug = args.debug or len(options) < len(args.rest)
     try:

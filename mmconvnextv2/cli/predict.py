@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmconvnextv2.cli.arguments import Parser, call_arguments, command_parser
-from mmconvnextv2.cli.summary import print_next, print_summary
+from mmconvnextv2.cli.summary import folder_of, print_next, print_summary
 
 
 def parser() -> Parser:
@@ -30,7 +29,7 @@ def parser() -> Parser:
 
 def run(argv: Sequence[str]) -> int:
     """Predict."""
-    given = call_arguments(parser().parse_args(argv))
+    given = call_arguments(parser().parse_args(argv), there=["images", "checkpoint", "config"])
     from mmconvnextv2 import predict
 
     result = predict(**given)
@@ -40,8 +39,7 @@ def run(argv: Sequence[str]) -> int:
         ("predictions", result.predictions),
     ]
     print_summary(f"{result.task}: predicted", rows)
-    checkpoint = Path(given["checkpoint"])
-    run_folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    run_folder = folder_of(given["checkpoint"])
     if (run_folder / "config.py").is_file():
         print_next("report", run_folder)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmconvnextv2.cli.arguments import (
+    ARCHS,
     Parser,
     add_running_arguments,
     call_arguments,
@@ -19,7 +20,7 @@ def parser() -> Parser:
     add = made.add_argument
     add("--data", required=True, metavar="DIR", help="images, nested or flat, or tar shards")
     add("--out", metavar="RUN", help="folder for the results (work_dirs/pretrain)")
-    add("--arch", help="atto femto pico nano tiny base large huge (tiny)")
+    add("--arch", choices=ARCHS, metavar="NAME", help=f"{' '.join(ARCHS)} (tiny)")
     add(
         "--init",
         metavar="WEIGHTS",
@@ -44,12 +45,12 @@ def parser() -> Parser:
 
 def run(argv: Sequence[str]) -> int:
     """Pre-train."""
-    given = call_arguments(parser().parse_args(argv))
+    given = call_arguments(parser().parse_args(argv), there=["data"])
     from mmconvnextv2 import pretrain
 
     result = pretrain(**given)
     print_run(result)
-    grid = result.out / "reconstruction.png"
+    grid = result.out.parent / "grid.png"
     print_next(
         *("reconstruct", "--images", given["data"], "--checkpoint", result.out, "--out", grid)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmconvnextv2.cli.arguments import Parser, call_arguments, command_parser
-from mmconvnextv2.cli.summary import print_next, print_summary
+from mmconvnextv2.cli.summary import folder_of, print_next, print_summary
 
 OUT = "reconstruction.png"
 
@@ -41,7 +41,7 @@ def parser() -> Parser:
 def run(argv: Sequence[str]) -> int:
     """Draw."""
     made = parser()
-    given = call_arguments(made.parse_args(argv))
+    given = call_arguments(made.parse_args(argv), there=["images", "checkpoint", "config"])
     sides = given.get("image_size", [])
     if len(sides) > 2:
         made.error(f"--image-size takes one or two numbers, got {len(sides)}")
@@ -54,6 +54,11 @@ def run(argv: Sequence[str]) -> int:
     print_summary("reconstruction drawn: original, masked, prediction, composite", rows)
     print_next(
         *("finetune", "--task", "detection", "--data", "LABELLED_DIR"),
-        *("--init", given["checkpoint"], "--out", "work_dirs/detection"),
+        *(
+            "--init",
+            given["checkpoint"],
+            "--out",
+            folder_of(given["checkpoint"]).parent / "detection",
+        ),
     )
     return 0

@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmconvnextv2.apis.results import RunResult
 
 
+LABELS = {"first_loss": "loss, first step", "last_loss": "loss, mean of the last 10 steps"}
+"""What the losses of a `RunResult` are, in words."""
+
+
 def print_run(result: RunResult) -> None:
     """Print what a training run came to."""
     from mmconvnextv2.analysis.plan import format_seconds
 
+    speed = f"{result.images_per_second:.3g} images/s (median step)"
     rows = [
-        ("time", f"{format_seconds(result.seconds)}, {result.images_per_second:.3g} images/s"),
-        *((name, f"{value:.4g}") for name, value in result.metrics.items()),
+        ("time", f"{format_seconds(result.seconds)}, {speed}"),
+        *((LABELS.get(name, name), f"{value:.4g}") for name, value in result.metrics.items()),
         ("checkpoint", result.checkpoint),
         ("config", result.config),
         ("curves", command("tensorboard", "--logdir", result.out)),
@@ -38,6 +44,12 @@ def print_summary(title: str, rows: Sequence[tuple[str, object]]) -> None:
 def print_next(*words: str | os.PathLike[str]) -> None:
     """Print the command to run next, ready to be pasted."""
     print(f"next: {command('mmconvnextv2', *words)}")
+
+
+def folder_of(checkpoint: str) -> Path:
+    """The folder of a run that is given itself, or by one of its checkpoints."""
+    path = Path(checkpoint)
+    return path if path.is_dir() else path.parent
 
 
 def command(*words: str | os.PathLike[str]) -> str:

@@ -178,6 +178,9 @@ def test_detection(labelled: Path, weights: Path, tmp_path: Path) -> None:
         "detection", data, tmp_path / "run", init=weights, **settings, cfg_options=options
     )
     assert "coco/segm_mAP" in result.metrics
+    # No object has 96 x 96 pixels, for which COCO's value is -1.
+    assert not [name for name in result.metrics if name.endswith("mAP_l")]
+    assert all(0 <= value <= 1 for name, value in result.metrics.items() if "mAP" in name)
     image = data / "val" / "1.png"
     found = predict(image, result.out, tmp_path / "out", score=0.0, device="cpu")
     (entry,) = json.loads(found.predictions.read_text())["images"]

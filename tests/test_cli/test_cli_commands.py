@@ -22,8 +22,14 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Stand-ins for the calls, which note their arguments; what they return is of one shape."""
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stand-ins for the calls, which note their arguments; what they return is of one shape.
+
+    The commands run in a folder with what they are to read.
+    """
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "sets/my maps", "a", "b"):
+        (tmp_path / name).mkdir(parents=True)
     noted: list[dict[str, Any]] = []
 
     def stand_in(**arguments: Any) -> Any:
@@ -68,11 +74,10 @@ def test_pretrain(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
         )
     ]
     said = capsys.readouterr().out
-    for words in ("20 min 0 s, 103 images/s", "last_loss   0.6351", "runs/1/epoch_3.pth"):
-        assert words in said.replace("      ", "   ")
+    for words in ("20 min 0 s, 103 images/s", "the last 10 steps 0.6351", "runs/1/epoch_3.pth"):
+        assert words in " ".join(said.split())
     assert said.splitlines()[-1] == (
-        "next: mmconvnextv2 reconstruct --images photos --checkpoint runs/1 "
-        "--out runs/1/reconstruction.png"
+        "next: mmconvnextv2 reconstruct --images photos --checkpoint runs/1 --out runs/grid.png"
     )
 
 
@@ -84,7 +89,7 @@ def test_finetune(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
     assert given["resume"] is True
     assert capsys.readouterr().out.splitlines()[-1] == (
         "next: mmconvnextv2 predict --images 'sets/my maps/images/validation' "
-        "--checkpoint runs/2 --out runs/2/predictions"
+        "--checkpoint runs/2 --out runs/found"
     )
 
 
@@ -102,12 +107,31 @@ def test_reconstruct_and_predict(
         out="reconstruction.png",
         image_size=(96, 96),
     )
-    assert "10x20" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10x20" in said
+    assert said.splitlines()[-1].endswith(f"--init '{run_folder}' --out {tmp_path / 'detection'}")
     assert main(["predict", *line, "--out", "found", "--score", "0.3"]) == 0
     assert calls.pop()["score"] == 0.3
     said = capsys.readouterr().out
     assert "found/predictions.json" in said
     assert said.splitlines()[-1] == f"next: mmconvnextv2 report '{run_folder}'"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("pretrain --data photo", "--data: photo does not exist; {here} does"),
+        ("finetune --task detection --data /val --out x", "--data: /val does not exist; is the"),
+        ("predict --images photos --checkpoint c --out x", "--checkpoint: c does not exist"),
+        ("reconstruct --images= --checkpoint b", "--images: an empty path does not exist; is the"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_before_the_call(
+    line: str, says: str, calls: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    assert says.format(here=tmp_path) in capsys.readouterr().err
+    assert calls == []
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
@@ -134,6 +158,7 @@ def test_debug_shows_the_traceback(
     ids=repr,
 )
 def test_what_the_user_can_put_right_is_one_sentence(
+    calls: list,
     error: BaseException,
     code: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,7 +176,7 @@ def test_what_the_user_can_put_right_is_one_sentence(
 
 
 def test_errors_of_a_run_are_the_users_and_faults_are_not(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    calls: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**arguments: Any) -> None:
         # Some of them describe themselves from other arguments than a text.
@@ -181,6 +206,12 @@ def test_a_benchmark_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.startswith("mmconvnextv2 benchmark: ")
 
 
+STEP = (
+    "Epoch(train) [1][10/12]  base_lr: 1.2e-04 lr: 1.0e-05  eta: 0:39:05  time: 3.2  "
+    "data_time: 0.03  grad_norm: 32.2  loss: 4.2  loss_cls: 0.9  acc: 75.0"
+)
+
+
 def test_the_console_of_a_run_leaves_out_what_is_for_the_record(
     calls: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +224,7 @@ def test_the_console_of_a_run_leaves_out_what_is_for_the_record(
             model=torch.nn.Linear(1, 1), work_dir=str(tmp_path), cfg=Config(dict(x="a setting"))
         )
         runner.logger.info("a line\nand another")
+        runner.logger.info(STEP)
         print("Could not import OneDL")
         print("a line that is printed")
         log.append((tmp_path / runner.timestamp / f"{runner.timestamp}.log").read_text())
@@ -204,5 +236,10 @@ def test_the_console_of_a_run_leaves_out_what_is_for_the_record(
     for words in FOR_THE_RECORD[:2]:
         assert words in log[0] and words not in said
     assert "a setting" not in said
-    assert "a line\nand another\na line that is printed\n" in said
+    assert STEP in log[0]
+    assert re.search(
+        r"a line\nand another\n.* - INFO - Epoch\(train\) \[1\]\[10/12\]  lr: 1.0e-05  "
+        r"eta: 0:39:05  time: 3.2  loss: 4.2\na line that is printed\n",
+        said,
+    )
     assert re.search(rf"^  log +{tmp_path}/.*\.log$", said, re.MULTILINE)

@@ -12,6 +12,7 @@ import pytest
 
 from mmconvnextv2.checkpoint import PUBLISHERS
 from mmconvnextv2.cli import convert
+from mmconvnextv2.cli.arguments import ARCHS
 from mmconvnextv2.cli.main import COMMANDS, main
 from mmconvnextv2.nn import ARCHITECTURES
 
@@ -80,22 +81,31 @@ def test_options_are_the_arguments_of_the_call(name: str) -> None:
 
 def test_names_stand_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("pretrain", "finetune"):
-        assert " ".join(ARCHITECTURES) in help_of([name], capsys)
+        assert " ".join(ARCHITECTURES) in " ".join(help_of([name], capsys).split())
+    assert tuple(ARCHITECTURES) == ARCHS
     assert set(convert.PUBLISHERS) == set(PUBLISHERS)
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == help_of([], capsys)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "required: COMMAND"),
         ("train", "invalid choice: 'train'"),
+        ("pretrian --data x", "(did you mean pretrain?)"),
         ("--no-such pretrain", "--no-such"),
-        ("pretrain --data x --epoch 3", "unrecognized arguments: --epoch 3"),
+        ("pretrain --data x --epoch 3", "arguments: --epoch 3 (did you mean --epochs?)"),
+        ("pretrain --data x --zzz", "arguments: --zzz; `mmconvnextv2 pretrain --help`"),
+        ("pretrain --data x --arch tny", "(did you mean tiny?)"),
         ("pretrain --data x --epochs many", "invalid int value: 'many'"),
         ("pretrain", "required: --data"),
-        ("pretrain --data x --cfg-options epochs", "expected KEY=VALUE"),
+        ("pretrain --data . --cfg-options epochs", "expected KEY=VALUE"),
         ("finetune --task captioning --data x --out y", "invalid choice: 'captioning'"),
-        ("reconstruct --images a --checkpoint b --image-size 1 2 3", "one or two numbers, got 3"),
+        ("reconstruct --images . --checkpoint . --image-size 1 2 3", "one or two numbers, got 3"),
         ("convert a b --to keras", "invalid choice: 'keras'"),
         ("benchmark slowly", "invalid choice: 'slowly'"),
         ("report", "required: RUN"),

@@ -106,9 +106,10 @@ def run(
     resume=False,
     plan=None,
     hooks=(),
+    wanted="plan of this run",
     **train_cfg,
 ):
-    """Train, and return the plans that were logged."""
+    """Train, and return the plans that were logged, or what else begins as `wanted`."""
     clock = Clock()
     model = Model(clock)
     options = dict(batch_size=BATCH, num_workers=0, collate_fn=dict(type="default_collate"))
@@ -141,7 +142,7 @@ def run(
     handler.emit = lambda record: messages.append(record.getMessage())
     runner.logger.addHandler(handler)
     runner.train()
-    return [message for message in messages if message.startswith("plan of this run")]
+    return [message for message in messages if message.startswith(wanted)]
 
 
 def test_an_epoch_based_run(tmp_path):
@@ -157,6 +158,14 @@ def test_an_epoch_based_run(tmp_path):
     assert "68 iterations are left and take 5 min 57 s; all 80 take 7 min 0 s" in plan
     assert plan.index("measured in") < plan.index("extrapolated from that") < plan.index("68 iter")
     assert "waiting for data" not in plan
+
+
+def test_a_first_guess_comes_early_and_in_short_runs_too(tmp_path):
+    settings = dict(wanted="first guess", sampler="InfiniteSampler")
+    # 77 x 5.25 = 404.25 s, and 1 x 5.25
+    for iterations, guess in ((80, ["77 iterations are left and take 6 min 44 s"]), (3, [])):
+        said = run(tmp_path / str(iterations), max_iters=iterations, **settings)
+        assert [line.split(": ")[1].split(",")[0] for line in said] == guess
 
 
 def test_accumulated_batches_share_one_step_of_the_optimizer(tmp_path):

@@ -27,11 +27,15 @@ from mmconvnextv2.engine.learning_rate import BatchTerms, batch_terms
 
 _LEAST_ROUNDS = 3
 _WAITING_WORTH_A_WORD = 0.2
+_GUESSED_FROM = 2
+"""Iterations behind the first guess; the one before them also sets things up."""
 
 
 @HOOKS.register_module()
 class PlanHook(Hook):
-    """Log once, on rank 0, what an iteration takes and what follows for the whole run.
+    """Log, on rank 0, what an iteration takes and what follows for the whole run.
+
+    The second and third iteration give a first guess, in one line. The plan comes once, later.
 
     What is logged as measured: seconds of an iteration, from the end of one to the end of the next,
     images a second of all processes, the terms of the batch, on a GPU the peak of memory; and the
@@ -40,7 +44,7 @@ class PlanHook(Hook):
 
     The time is a median over rounds of iterations. A round holds all that comes in turns: every
     accumulated batch before a step of the optimizer, and a batch of every worker of the loader. A
-    run that ends within the measurement logs nothing.
+    run that ends within the measurement has no plan.
 
     Args:
         warmup: iterations to leave out at the start, and after a resume.
@@ -78,6 +82,7 @@ class PlanHook(Hook):
         self._needed = self._round * max(_LEAST_ROUNDS, math.ceil(self.window / self._round))
         self._device = next(runner.model.parameters()).device
         self._to_skip = self.warmup
+        self._first_ends: list[float] = []
         self._seconds: list[float] = []
         self._waits: list[float] = []
         self._peak = 0
@@ -109,10 +114,15 @@ class PlanHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Note what the iteration took, and log when there are enough of them."""
-        if not self._measuring:
+        guessing = is_main_process() and len(self._first_ends) <= _GUESSED_FROM
+        if not (guessing or self._measuring):
             return
         synchronize(self._device)
         end = self._clock()
+        if guessing:
+            self._guess(runner, end)
+        if not self._measuring:
+            return
         start = self._begin if self._last_end is None else self._last_end
         self._last_end = end
         if self._to_skip > 0:
@@ -124,6 +134,19 @@ class PlanHook(Hook):
         if len(self._seconds) == self._needed:
             self._measuring = False
             runner.logger.info("\n".join(self._report(runner)))
+
+    def _guess(self, runner: Runner, end: float) -> None:
+        """Note the end of one of the first iterations; say how long all take after the last."""
+        self._first_ends.append(end)
+        if len(self._first_ends) <= _GUESSED_FROM:
+            return
+        seconds = (end - self._first_ends[0]) / _GUESSED_FROM
+        left = runner.max_iters - runner.iter - 1
+        if left:
+            runner.logger.info(
+                f"first guess: {left} iterations are left and take {format_seconds(seconds * left)}"
+                ", validation not included"
+            )
 
     def _report(self, runner: Runner) -> list[str]:
         done, total = runner.iter + 1, runner.max_iters
