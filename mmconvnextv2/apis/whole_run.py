@@ -22,8 +22,8 @@ from mmconvnextv2.apis.run_config import CONFIG_FILE
 from mmconvnextv2.apis.run_folder import Resume
 from mmconvnextv2.nn.arguments import check_count
 
-TRACKERS = {"wandb": "WandbVisBackend", "mlflow": "MLflowVisBackend"}
-"""Backend of mmengine by the name of its package; TensorBoard's is in every config."""
+TRACKERS = {"wandb": "WandbVisBackend", "mlflow": "MLflowBackend"}
+"""Backend by the name of its package; TensorBoard's is in every config."""
 
 _SETTINGS = {
     *inspect.signature(Runner.__init__).parameters,
@@ -94,12 +94,12 @@ def run_config(
     if device.type == "cpu" and torch.cuda.is_available():
         cfg.runner_type = "CpuRunner"
     if tracker is not None:
-        cfg.visualizer.vis_backends = [*cfg.visualizer.vis_backends, _tracker(tracker)]
+        cfg.visualizer.vis_backends.append(_tracker(tracker, cfg.experiment_name))
     apply_options(cfg, options)
     return cfg
 
 
-def _tracker(name: str) -> dict[str, str]:
+def _tracker(name: str, run_name: str) -> dict[str, Any]:
     if name not in TRACKERS:
         raise ValueError(
             f"tracker must be one of {', '.join(TRACKERS)} or None, got {name!r}; TensorBoard is "
@@ -107,7 +107,8 @@ def _tracker(name: str) -> dict[str, str]:
         )
     if importlib.util.find_spec(name) is None:
         raise ValueError(f"the tracker {name} is not installed: pip install {name}")
-    return dict(type=TRACKERS[name])
+    called = dict(exp_name=run_name) if name == "mlflow" else dict(init_kwargs=dict(name=run_name))
+    return dict(type=TRACKERS[name], **called)
 
 
 def run(cfg: Config, task: str, *, resume: Resume = False, overwrite: bool = False) -> RunResult:

@@ -25,6 +25,7 @@ from mmconvnextv2.engine.hooks import (
 from mmconvnextv2.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from mmconvnextv2.engine.learning_rate import scale_learning_rate
 from mmconvnextv2.engine.loops import HeldOutLoop, ResumableEpochLoop, ResumableIterLoop
+from mmconvnextv2.engine.mlflow_backend import MLflowBackend
 from mmconvnextv2.engine.optim_constructors import WeightDecayOptimWrapperConstructor
 from mmconvnextv2.engine.optim_wrappers import AutocastOptimWrapper
 from mmconvnextv2.engine.sharded_optimizer import ShardedOptimizer
@@ -43,6 +44,7 @@ __all__ = [
     "HeldOutLoop",
     "LayerDecayOptimWrapperConstructor",
     "LearningRateTermsHook",
+    "MLflowBackend",
     "NonFiniteError",
     "PlanHook",
     "PortableCheckpointHook",
