@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmconvnextv2.analysis.complexity import Complexity, measure_config
+from mmconvnextv2.apis.cfg_options import CfgOptions, apply_options
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,7 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=CfgOptions,
         metavar="KEY=VALUE",
         help="settings to change in the config, e.g. model.data_preprocessor.mask_ratio=0.75",
     )
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = Config.fromfile(args.config)
         if args.cfg_options:
-            cfg.merge_from_dict(args.cfg_options)
+            apply_options(cfg, args.cfg_options)
         complexities = measure_config(cfg, None if args.shape is None else tuple(args.shape))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

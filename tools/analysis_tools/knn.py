@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -26,6 +26,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from mmconvnextv2.analysis.knn import Batch, FeatureBank, knn_accuracy
+from mmconvnextv2.apis.cfg_options import CfgOptions, apply_options
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=CfgOptions,
         metavar="KEY=VALUE",
         help="settings to change in the config",
     )
@@ -116,7 +117,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
         raise FileNotFoundError(f"config {args.config!r} is not a file")
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        apply_options(cfg, args.cfg_options)
     if "backbone" not in cfg.model or "num_classes" not in cfg.model.get("head", {}):
         raise ValueError(f"{args.config} builds no classifier: take one of configs/convnextv2")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

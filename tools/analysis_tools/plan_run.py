@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmconvnextv2.analysis.measured_step import (
     Source,
@@ -26,6 +26,7 @@ from mmconvnextv2.analysis.plan import (
     format_seconds,
     make_plan,
 )
+from mmconvnextv2.apis.cfg_options import CfgOptions, apply_options
 from mmconvnextv2.engine.learning_rate import batch_terms
 
 IMAGENET_1K = 1_281_167
@@ -78,7 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=CfgOptions,
         metavar="KEY=VALUE",
         help="settings to change in the config, e.g. train_dataloader.batch_size=32",
     )
@@ -237,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = Config.fromfile(args.config)
         if args.cfg_options:
-            cfg.merge_from_dict(args.cfg_options)
+            apply_options(cfg, args.cfg_options)
         schedule = read_schedule(cfg)
         num_images = count_images(cfg, schedule, args.num_images)
         # What is wrong is said before anything is timed.
