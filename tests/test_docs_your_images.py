@@ -98,7 +98,7 @@ def test_the_config_trains_and_predicts(labelled, tmp_path):
     }.items():
         assert written in text
         text = text.replace(written, here)
-    file = tmp_path / "my_segmenter.py"
+    file = tmp_path / "my_segmentor.py"
     file.write_text(text.replace("init_cfg=dict(checkpoint=pretrained)", "init_cfg=None"))
     cfg = Config.fromfile(file)
     cfg.work_dir = str(tmp_path / "run")

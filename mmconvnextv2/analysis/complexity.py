@@ -253,8 +253,8 @@ def measure_segmentor(model: Any, shape: Shape) -> Complexity:
 def measure_fcmae(model: FCMAE, cells: VisibleCells, layout: str) -> Complexity:
     """Count the encoder and decoder of FCMAE under a mask, as the layout runs them.
 
-    The packed layout still convolves depthwise over the dense map, and that is what it is
-    charged.
+    The packed layout is charged for a depthwise convolution over the dense map, which it runs
+    everywhere but in float32 on a CPU.
 
     Args:
         model: the autoencoder; its ``mask_layout`` is restored.

@@ -162,7 +162,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
 TASK_PARTS = re.compile(
     r"(neck\.(lateral|fpn)_convs|rpn_head|roi_head|decode_head|auxiliary_head)\."
 )
-"""What our detectors and segmenters have besides a backbone; no publisher has a place for it."""
+"""What our detectors and segmentors have besides a backbone; no publisher has a place for it."""
 
 TIMM_CONV_SIZES = ("atto", "femto", "pico", "nano")
 """Sizes whose pointwise layers are 1x1 convolutions at timm; linear layers in all others."""

@@ -63,8 +63,9 @@ FCMAE = """\
 At a mask ratio of 0.6, 19 of 49 cells are visible. "Whole maps" is the `masked` layout, which
 computes removed cells and zeroes them, as the paper's own runs did; "visible only" is the `packed`
 layout. Its share would be 19 / 49 = {share} if the depthwise convolution, too, were confined to
-visible cells; it runs over the dense map, and is charged for it. The decoder is dense in both. A
-training step costs about three times a forward pass, since every product has two gradients.
+visible cells; outside float32 on a CPU it runs over the dense map, and is charged for that. The
+decoder is dense in both. A training step costs about three times a forward pass, since every
+product has two gradients.
 
 Parameters in millions, FLOPs in G.
 """
