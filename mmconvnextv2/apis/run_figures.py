@@ -7,6 +7,12 @@ import re
 
 from mmconvnextv2.apis.run_facts import count_parameters, images_per_step, short_count
 from mmconvnextv2.apis.run_record import RunRecord
+from mmconvnextv2.apis.whole_run import (
+    COCO_NOTHING,
+    LAST_STEPS,
+    mean_of_last_steps,
+    median_seconds,
+)
 from mmconvnextv2.visualization.charts import Chart, Line, format_number
 from mmconvnextv2.visualization.curves import Curve, smooth
 from mmconvnextv2.visualization.report import Tile
@@ -54,6 +60,7 @@ _LOWER_IS_BETTER = re.compile(r".*loss.*")
 _NOT_DRAWN = frozenset({"loss", "lr", "data_time", "memory"})
 _MOST_SMALL_CHARTS = 12
 _SMOOTH_FROM = 30
+_MMENGINES_WINDOW = 10  # of a config that says nothing
 
 
 def run_tiles(record: RunRecord) -> list[Tile]:
@@ -62,24 +69,15 @@ def run_tiles(record: RunRecord) -> list[Tile]:
     sizes = count_parameters(record) if record.task == "pretraining" else None
     if sizes is not None:
         tiles.append(Tile("Encoder", short_count(sizes[0]), "parameters"))
+    metrics = dict(_ordered_metrics(record))
     for name in _MAIN_METRICS.get(record.task, ()):
-        if name in record.scalars.val:
-            text = metric_text(name, record.scalars.val[name][1][-1])
-            tiles.append(Tile(metric_name(name), text, "on held-out images"))
-    loss = record.scalars.train.get("loss")
-    if loss is not None and len(tiles) < 2:
-        window = max(1, len(loss[1]) // 20)
-        last = sum(loss[1][-window:]) / window
-        tiles.append(Tile("Training loss", f"{last:.3f}", f"{loss[1][0]:.3f} at the start"))
-    steps = record.scalars.train.get("time")
-    if steps is not None:
-        seconds = _seconds(steps)
-        images = images_per_step(record)
-        speed = images[1] * steps[0][-1] / seconds if seconds else math.nan
-        hint = f"{steps[0][-1]:,} iterations of {images[1]} images"
-        tiles.append(Tile("Time in training steps", _duration(seconds), hint))
-        hint = f"{seconds / steps[0][-1]:.2f} s a step"
-        tiles.append(Tile("Images a second", format_number(speed, 2 if speed < 10 else 3), hint))
+        if name in metrics:
+            text = metric_text(name, metrics[name][1][-1])
+            tiles.append(Tile(metric_name(name), text, "held-out images, last validation"))
+    if "loss" in record.scalars.train:
+        tiles.append(_loss_tile(record))
+    if "time" in record.scalars.train:
+        tiles += _time_tiles(record)
     return tiles
 
 
@@ -88,10 +86,15 @@ def run_charts(record: RunRecord) -> list[Chart]:
     scalars = record.scalars
     charts = []
     if "loss" in scalars.train:
-        charts.append(_loss_chart(scalars.train["loss"]))
+        charts.append(_loss_chart(record))
     xlabel = "epoch" if scalars.by_epoch else "iteration"
     small = [
-        Chart(metric_name(name), [Line(name, *curve)], xlabel, metric_text(name, curve[1][-1]))
+        Chart(
+            metric_name(name),
+            [Line(name, *curve)],
+            xlabel,
+            f"last {metric_text(name, curve[1][-1])}",
+        )
         for name, curve in _ordered_metrics(record)
         if len(curve[0]) > 1
     ]
@@ -102,9 +105,14 @@ def run_charts(record: RunRecord) -> list[Chart]:
         curve = scalars.train[name]
         if name not in _NOT_DRAWN and len(curve[0]) > 1:
             lines = [Line(name, *curve)] if name == "base_lr" else _noisy(curve)
-            value = "" if name == "base_lr" else format_number(curve[1][-1], 3)
-            small.append(Chart(_TRAIN_NAMES.get(name, name), lines, value=value))
+            text = _value_beside(record, name)
+            small.append(Chart(_TRAIN_NAMES.get(name, name), lines, value=text))
     return [*charts, *(chart for chart in small[:_MOST_SMALL_CHARTS] if _has_finite(chart))]
+
+
+def logged_window(record: RunRecord) -> int:
+    """Steps over which mmengine averages a loss, a time or a gradient norm before it logs it."""
+    return (record.config.get("log_processor") or {}).get("window_size", _MMENGINES_WINDOW)
 
 
 def last_metrics(record: RunRecord) -> list[tuple[str, str]]:
@@ -151,7 +159,7 @@ def _ordered_metrics(record: RunRecord) -> list[tuple[str, Curve]]:
         (name, curve)
         for name, curve in record.scalars.val.items()
         if name not in ("time", "data_time")
-        and not (_COCO_METRIC.fullmatch(name) and curve[1][-1] < 0)
+        and not (name.startswith("coco/") and curve[1][-1] == COCO_NOTHING)
     ]
 
     def place(item: tuple[str, Curve]) -> tuple[int, bool]:
@@ -161,8 +169,55 @@ def _ordered_metrics(record: RunRecord) -> list[tuple[str, Curve]]:
     return sorted(metrics, key=place)
 
 
-def _loss_chart(curve: Curve) -> Chart:
-    return Chart("Loss", _noisy(curve), value=f"{curve[1][-1]:.3f}", size="hero")
+def _loss_tile(record: RunRecord) -> Tile:
+    losses = record.steps.get("loss")
+    if losses:
+        count = min(LAST_STEPS, len(losses))
+        value, first = mean_of_last_steps(losses), f"{losses[0]:.3f} at the first step"
+        return Tile(f"Loss, mean of the last {count} steps", f"{value:.3f}", first)
+    steps, values = record.scalars.train["loss"]
+    first = f"{values[0]:.3f} at iteration {steps[0]:,}"
+    count = min(logged_window(record), steps[-1])
+    label = f"Loss, mean of {count} steps up to iteration {steps[-1]:,}"
+    return Tile(label, f"{values[-1]:.3f}", first)
+
+
+def _time_tiles(record: RunRecord) -> list[Tile]:
+    iterations = record.scalars.train["time"][0][-1]
+    times = record.steps.get("time")
+    if times:
+        iterations, total = len(times), math.fsum(times)
+    else:
+        total = _seconds(record.scalars.train["time"])
+    images = images_per_step(record)[1]
+    speed = images / _median_step(record)
+    hint = f"median step, {format_number(_median_step(record), 3)} s"
+    return [
+        Tile(
+            "Time in training steps", _duration(total), f"{iterations:,} steps of {images} images"
+        ),
+        Tile("Images a second", format_number(speed, 2 if speed < 10 else 3), hint),
+    ]
+
+
+def _median_step(record: RunRecord) -> float:
+    """Seconds of the median step, or of the median logged value where not every step is known."""
+    return median_seconds(record.steps.get("time") or record.scalars.train["time"][1])
+
+
+def _loss_chart(record: RunRecord) -> Chart:
+    tile = _loss_tile(record)
+    text = f"{tile.value}, {tile.label.partition(', ')[2]}"
+    return Chart("Loss", _noisy(record.scalars.train["loss"]), value=text, size="hero")
+
+
+def _value_beside(record: RunRecord, name: str) -> str:
+    """What stands beside the title of a small chart of training."""
+    if name == "base_lr":
+        return ""
+    if name == "time":
+        return f"median {format_number(_median_step(record), 3)}"
+    return f"last {format_number(record.scalars.train[name][1][-1], 3)}"
 
 
 def _noisy(curve: Curve) -> list[Line]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
@@ -33,6 +37,8 @@ class RunRecord:
         task: "pretraining", "classification", "detection", "segmentation", or "training" where
             the model is of another kind.
         scalars: what it logged; nothing where it has not got that far.
+        steps: by name, such as "loss" and "time", the value of every step from the first to the
+            last that was logged; empty where the newest checkpoint does not hold them all.
         environment: by name, what the log of the newest start says of software and hardware.
         started: when the newest start began, if it has left a log.
         checkpoint: the newest valid one.
@@ -43,6 +49,7 @@ class RunRecord:
     config: Config
     task: str
     scalars: RunScalars
+    steps: Mapping[str, Sequence[float]]
     environment: Mapping[str, str]
     started: datetime | None
     checkpoint: Path | None
@@ -92,12 +99,14 @@ def read_run(folder: str | os.PathLike[str]) -> RunRecord:
         task = task_of(config)
     except ValueError:
         task = "training"
-    has_scalars = any((start / "vis_data" / "scalars.json").is_file() for start in starts)
+    has_log = any((start / "vis_data" / "scalars.json").is_file() for start in starts)
+    scalars = read_run_scalars(path) if has_log else RunScalars()
     return RunRecord(
         folder=path,
         config=config,
         task=task,
-        scalars=read_run_scalars(path) if has_scalars else RunScalars(),
+        scalars=scalars,
+        steps=_every_step(checkpoint, scalars),
         environment=_environment(starts),
         started=datetime.strptime(starts[-1].name, "%Y%m%d_%H%M%S") if starts else None,
         checkpoint=checkpoint,
@@ -119,7 +128,8 @@ def sample_images(config: Config, count: int) -> SampleImages:
     scope = config.get("default_scope") or "mmpretrain"
     with DefaultScope.overwrite_default_scope(scope):
         try:
-            data = DATASETS.build({**dataset, "pipeline": []})
+            with redirect_stdout(io.StringIO()):  # pycocotools prints how it reads a file
+                data = DATASETS.build({**dataset, "pipeline": []})
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"the run's images are not at {dataset.get('data_root')}, seen from the folder in "
@@ -162,6 +172,21 @@ def _checkpoint(folder: Path) -> tuple[Path | None, str]:
     except CheckpointError as error:
         return None, str(error)
     return checkpoint, "" if checkpoint else "The run has not saved a checkpoint yet."
+
+
+def _every_step(checkpoint: Path | None, scalars: RunScalars) -> dict[str, Sequence[float]]:
+    """Training's log history in a checkpoint, as `PortableCheckpointHook` writes it."""
+    if checkpoint is None:
+        return {}
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    histories = (content.get("message_hub") or {}).get("log_scalars") or {}
+    last_logged = {name: curve[0][-1] for name, curve in scalars.train.items()}
+    found = {}
+    for name, history in histories.items():
+        kind, _, quantity = name.partition("/")
+        if kind == "train" and len(history["values"]) >= last_logged.get(quantity, math.inf):
+            found[quantity] = history["values"]
+    return found
 
 
 def _config(folder: Path, starts: Sequence[Path], checkpoint: Path | None) -> Config:

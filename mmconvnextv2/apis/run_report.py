@@ -26,7 +26,13 @@ from mmconvnextv2.apis.run_facts import (
     headline,
     settings_facts,
 )
-from mmconvnextv2.apis.run_figures import last_metrics, metric_rows, run_charts, run_tiles
+from mmconvnextv2.apis.run_figures import (
+    last_metrics,
+    logged_window,
+    metric_rows,
+    run_charts,
+    run_tiles,
+)
 from mmconvnextv2.apis.run_record import (
     RunRecord,
     innermost_dataset,
@@ -111,7 +117,14 @@ def _attempt(heading: str, make: Callable[[str], Section]) -> Section:
 
 def _curves_section(record: RunRecord) -> Section:
     charts = run_charts(record)
-    text = _LOSS_TEXT.get(record.task, "") if charts else "The run has logged nothing yet."
+    if not charts:
+        return Section("Training", "The run has logged nothing yet.")
+    how = (
+        "Lines are as logged: a point of a loss, of the gradient norm and of the seconds a step is "
+        f"the mean of the {logged_window(record)} steps before it. Beside a title, last is the "
+        "line's last point."
+    )
+    text = "\n\n".join(part for part in (_LOSS_TEXT.get(record.task), how) if part)
     return Section("Training", text, charts=charts)
 
 

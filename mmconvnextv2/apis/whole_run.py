@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from mmconvnextv2.nn.arguments import check_count
 TRACKERS = {"wandb": "WandbVisBackend", "mlflow": "MLflowBackend"}
 """Backend by the name of its package; TensorBoard's is in every config."""
 
+LAST_STEPS = 10
+"""Steps over which the last loss of a run is averaged."""
+
 _SETTINGS = {
     *inspect.signature(Runner.__init__).parameters,
     *("custom_imports", "find_unused_parameters", "model_wrapper_cfg", "runner_type"),
 }
-_LAST_STEPS = 10
 COCO_NOTHING = -1.0
 """COCO's value of a metric for which the images have no object, such as a large one."""
 
@@ -127,7 +129,7 @@ def run(cfg: Config, task: str, *, resume: Resume = False, overwrite: bool = Fal
     runner = train(cfg, resume=resume, overwrite=overwrite)
     seconds = time.perf_counter() - start
     out = Path(cfg.work_dir)
-    step_seconds = _history(runner, "train/time")
+    images = cfg.train_dataloader.batch_size
     return RunResult(
         task=task,
         out=out,
@@ -135,13 +137,31 @@ def run(cfg: Config, task: str, *, resume: Resume = False, overwrite: bool = Fal
         checkpoint=last_checkpoint(runner),
         metrics=_metrics(runner),
         seconds=seconds,
-        images_per_second=cfg.train_dataloader.batch_size / float(np.median(step_seconds)),
+        images_per_second=images / median_seconds(_history(runner, "train/time")),
     )
+
+
+def mean_of_last_steps(losses: Sequence[float] | np.ndarray) -> float:
+    """The last loss of a run, as `RunResult` has it.
+
+    Args:
+        losses: the loss of every step; of fewer than `LAST_STEPS`, all count.
+    """
+    return float(np.mean(losses[-LAST_STEPS:]))
+
+
+def median_seconds(step_seconds: Sequence[float] | np.ndarray) -> float:
+    """The time of a step behind the images a second of a `RunResult`.
+
+    Args:
+        step_seconds: the time of every step.
+    """
+    return float(np.median(step_seconds))
 
 
 def _metrics(runner: Runner) -> dict[str, float]:
     losses = _history(runner, "train/loss")
-    found = dict(first_loss=float(losses[0]), last_loss=float(losses[-_LAST_STEPS:].mean()))
+    found = dict(first_loss=float(losses[0]), last_loss=mean_of_last_steps(losses))
     for name, history in runner.message_hub.log_scalars.items():
         kind, _, metric = name.partition("/")
         if kind != "val" or metric in ("time", "data_time"):

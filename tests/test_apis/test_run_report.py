@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from html import unescape
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmconvnextv2.apis.configs import config_path
-from mmconvnextv2.apis.run_figures import metric_rows, run_charts, run_tiles
+from mmconvnextv2.apis.run_figures import last_metrics, metric_rows, run_charts, run_tiles
 from mmconvnextv2.apis.run_record import read_run
 from mmconvnextv2.apis.run_report import report
 from mmconvnextv2.datasets.sample_set import (
@@ -61,7 +63,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def write_run(folder: Path, cfg: Config, *records: dict, checkpoint: bool = True) -> Path:
+def write_run(
+    folder: Path,
+    cfg: Config,
+    *records: dict,
+    checkpoint: bool = True,
+    history: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Path:
     """Lay out what a run leaves, with a model that has not been trained."""
     vis_data = folder / START / "vis_data"
     vis_data.mkdir(parents=True)
@@ -76,7 +84,11 @@ def write_run(folder: Path, cfg: Config, *records: dict, checkpoint: bool = True
         if cfg.default_scope == "mmseg":
             classes = ("background", *classes)
         meta = dict(epoch=2, iter=20, dataset_meta=dict(classes=classes))
-        content = dict(meta=meta, state_dict=model.state_dict(), message_hub={}, optimizer={})
+        scalars = {
+            f"train/{name}": dict(values=[float(x) for x in v]) for name, v in history.items()
+        }
+        hub = dict(log_scalars=scalars)
+        content = dict(meta=meta, state_dict=model.state_dict(), message_hub=hub, optimizer={})
         torch.save(content, folder / "epoch_2.pth")
     return folder
 
@@ -142,9 +154,9 @@ def test_a_pretraining_run_shows_what_it_reconstructs(data: Path, tmp_path: Path
         and "GPU Some Accelerator " in text
         and "not this" not in text
     )
-    # 2 processes of 32 images; 10 steps of 0.5 s and 10 of 0.3 s are 8 s.
-    assert "Time in training steps 8 s 20 iterations of 64 images" in text
-    assert "Images a second 160 0.40 s a step" in text
+    # 2 processes of 32 images; 10 steps of 0.5 s and 10 of 0.3 s are 8 s, and 0.4 s is between.
+    assert "Time in training steps 8 s 20 steps of 64 images" in text
+    assert "Images a second 160 median step, 0.4 s" in text
 
 
 def test_pictures_that_a_run_has_drawn_are_taken_where_nothing_is_held_out(
@@ -177,15 +189,22 @@ def test_pictures_that_a_run_has_drawn_are_taken_where_nothing_is_held_out(
     ],
 )
 def test_a_fine_tuned_run_shows_what_it_finds(
-    task: str, metrics: dict, expected: tuple[str, ...], data: Path, tmp_path: Path
+    task: str,
+    metrics: dict,
+    expected: tuple[str, ...],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     cfg = sample_config(task, data)
     run = write_run(tmp_path / "run", cfg, step(10, 1.0), step(20, 0.5), {**metrics, "step": 20})
+    capsys.readouterr()
     page = report(run)
     text = text_of(page)
     assert re.findall(r"Not shown: .{200}", text) == []
     assert all(part in text for part in expected), expected
-    assert "large" not in text, "objects of that size do not occur"
+    assert "large" not in text and "-1.0" not in text, "objects of that size do not occur"
+    assert capsys.readouterr().out == "", "pycocotools says nothing of the files that it reads"
     held_out = {"classification": 10, "detection": 2, "segmentation": 2}[task]
     assert pictures_of(page) == min(8, held_out)
     assert f"Measured on {held_out} held-out images" in text
@@ -204,7 +223,7 @@ def test_missing_data_is_named_and_the_rest_is_shown(data: Path, tmp_path: Path)
     cfg = pretraining_config(tmp_path / "gone")
     text = text_of(report(write_run(tmp_path / "run", cfg, step(10, 0.75), step(20, 0.5))))
     assert text.count("Not shown: the run's images are not at") == 2 and "gone/pretrain" in text
-    assert "Training loss 0.500 0.750 at the start" in text
+    assert "Loss, mean of 10 steps up to iteration 20 0.500 0.750 at iteration 10" in text
 
 
 def test_curves_and_metrics_come_from_what_was_logged(data: Path, tmp_path: Path) -> None:
@@ -222,7 +241,57 @@ def test_curves_and_metrics_come_from_what_was_logged(data: Path, tmp_path: Path
     assert [len(rate.lines), rate.title, norm.title] == [1, "Learning rate", "Gradient norm"]
     assert metric_rows(run)[1:] == [("Top-1 accuracy", "65.0 %", "70.0 %", "2")]
     tiles = {tile.label: tile.value for tile in run_tiles(run)}
-    assert tiles == {"Top-1 accuracy": "65.0 %", "Training loss": f"{losses[-2:].mean():.3f}"}
+    assert tiles == {
+        "Top-1 accuracy": "65.0 %",
+        "Loss, mean of 10 steps up to iteration 40": "1.000",
+    }
+
+
+def test_figures_are_over_every_step_as_those_of_a_finished_run(data: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    loss, seconds = rng.uniform(1, 2, 37), rng.uniform(0.1, 0.9, 37)
+    logged = [  # as mmengine does: every 7 steps, the mean of at most 10
+        step(n, loss[max(0, n - 10) : n].mean(), time=seconds[max(0, n - 10) : n].mean())
+        for n in range(7, 37, 7)
+    ]
+    cfg = sample_config("classification", data)
+    history = dict(loss=loss, time=seconds)
+    run = read_run(write_run(tmp_path / "run", cfg, *logged, history=history))
+    tiles = {tile.label: (tile.value, tile.hint) for tile in run_tiles(run)}
+    last = f"{sum(loss[27:]) / 10:.3f}"
+    median = sorted(seconds)[18]  # 18 steps are quicker and 18 slower
+    # The batch of the config, and the log's two processes.
+    speed = 2 * cfg.train_dataloader.batch_size / median
+    assert tiles == {
+        "Loss, mean of the last 10 steps": (last, f"{loss[0]:.3f} at the first step"),
+        "Time in training steps": (f"{round(sum(seconds))} s", "37 steps of 32 images"),
+        "Images a second": (f"{speed:.3g}", f"median step, {median:.3g} s"),
+    }
+    charts = {chart.title: chart.value for chart in run_charts(run)}
+    assert charts["Loss"] == f"{last}, mean of the last 10 steps"
+    assert charts["Seconds a step"] == f"median {median:.3g}"
+
+
+def test_an_older_checkpoint_does_not_stand_for_the_steps_after_it(
+    data: Path, tmp_path: Path
+) -> None:
+    cfg = sample_config("classification", data)
+    logged = [step(10, 1.5, time=0.5), step(20, 1.25, time=0.25), step(30, 0.75, time=0.125)]
+    history = dict(loss=[9.0] * 29, time=[9.0] * 29)
+    run = read_run(write_run(tmp_path / "run", cfg, *logged, history=history))
+    tiles = {tile.label: tile.value for tile in run_tiles(run)}
+    assert tiles["Loss, mean of 10 steps up to iteration 30"] == "0.750"
+    assert tiles["Time in training steps"] == "9 s"  # 10 * (0.5 + 0.25 + 0.125)
+    (chart,) = (chart for chart in run_charts(run) if chart.title == "Seconds a step")
+    assert chart.value == "median 0.25"
+
+
+def test_a_metric_without_objects_is_left_out(data: Path, tmp_path: Path) -> None:
+    cfg = sample_config("detection", data)
+    nothing = {"coco/bbox_mAP": -1.0, "coco/bbox_mAP_l": -1.0, "coco/AR_l@1000": -1.0, "step": 2}
+    run = read_run(write_run(tmp_path, cfg, step(10, 1.0), nothing, checkpoint=False))
+    assert [tile.label[:4] for tile in run_tiles(run)] == ["Loss"]
+    assert metric_rows(run)[1:] == [] and last_metrics(run) == []
 
 
 def test_a_folder_without_a_run_is_refused(data: Path, tmp_path: Path) -> None:
