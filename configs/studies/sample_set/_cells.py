@@ -5,7 +5,7 @@ the cell whose encoder it starts from. Each seed has its own pre-training. Cells
 that need the same one train it once.
 
 `seconds` is what a cell takes on one core, about: Atto's pre-training 170, a classifier 65, a
-segmentor 75, a detector 150. `tools/study.py NAME --longer 10` makes all of them ten times as long.
+segmentor 300, a detector 150. `tools/study.py NAME --longer 10` makes all of them ten times as long.
 """
 
 # knobs
@@ -13,7 +13,7 @@ labels_per_class = 20  # where labels are few
 pretrain_steps = 300  # of 32 crops of 160 px
 classifier_steps = 300  # of 16 images of 96 px
 detector_steps = 200  # of 4 images of 160 px
-segmentor_steps = 250  # of 16 crops of 96 px
+segmentor_steps = 1000  # of 16 crops of 96 px
 
 # The sample set lists its images class by class: 150 each for training, 50 for validation.
 train_images = "train_dataloader.dataset.dataset.indices"
@@ -38,7 +38,7 @@ detector = dict(
 segmentor = dict(
     config="upernet/convnextv2-atto_upernet_1xb16-1000i_sample.py",
     steps=segmentor_steps,
-    seconds=75,
+    seconds=300,
 )
 
 few = {train_images: few_images}

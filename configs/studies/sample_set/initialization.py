@@ -1,6 +1,6 @@
 """(a) Where to start from: at random, from supervised training, from FCMAE.
 
-12 cells a seed, about 23 minutes of one core; 2 of them are shared with other studies.
+12 cells a seed, about 34 minutes of one core; 2 of them are shared with other studies.
 """
 
 _base_ = "_cells.py"

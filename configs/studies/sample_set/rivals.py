@@ -1,6 +1,6 @@
 """(f) FCMAE beside MAE, SimMIM and MoCo v3, pre-trained for the same time on the same images.
 
-12 cells a seed, about 21 minutes of one core; 3 of them are shared with other studies.
+12 cells a seed, about 36 minutes of one core; 3 of them are shared with other studies.
 """
 
 _base_ = "_cells.py"
