@@ -5,7 +5,8 @@ the cell whose encoder it starts from. Each seed has its own pre-training. Cells
 that need the same one train it once.
 
 `seconds` is what a cell takes on one core, about: Atto's pre-training 170, a classifier 65, a
-segmentor 300, a detector 150. `tools/study.py NAME --longer 10` makes all of them ten times as long.
+segmentor 300, a detector 150. `tools/study.py NAME --longer 10` makes all of them ten times as
+long.
 """
 
 # knobs
