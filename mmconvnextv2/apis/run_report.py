@@ -120,9 +120,8 @@ def _curves_section(record: RunRecord) -> Section:
     if not charts:
         return Section("Training", "The run has logged nothing yet.")
     how = (
-        "Lines are as logged: a point of a loss, of the gradient norm and of the seconds a step is "
-        f"the mean of the {logged_window(record)} steps before it. Beside a title, last is the "
-        "line's last point."
+        "Lines are as logged: a point of what is measured in every step is the mean of the "
+        f"{logged_window(record)} steps before it. Beside a title, last is the line's last point."
     )
     text = "\n\n".join(part for part in (_LOSS_TEXT.get(record.task), how) if part)
     return Section("Training", text, charts=charts)

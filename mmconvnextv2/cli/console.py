@@ -19,6 +19,7 @@ FOR_THE_RECORD = (
     "layer decay",
     "Exp name:",
     *("loading annotations into memory", "Done (t=", "creating index", "index created!"),
+    *("Evaluating bbox", "Evaluating segm", "Average Precision  (AP)"),
 )
 """What tells such records: hundreds of lines of settings, and OpenMMLab's own concerns."""
 

@@ -20,9 +20,9 @@ def print_run(result: RunResult) -> None:
     """Print what a training run came to."""
     from mmconvnextv2.analysis.plan import format_seconds
 
-    speed = f"{result.images_per_second:.3g} images/s (median step)"
     rows = [
-        ("time", f"{format_seconds(result.seconds)}, {speed}"),
+        ("time, validations included", format_seconds(result.seconds)),
+        ("images/s, median step", f"{result.images_per_second:.3g}"),
         *((LABELS.get(name, name), f"{value:.4g}") for name, value in result.metrics.items()),
         ("checkpoint", result.checkpoint),
         ("config", result.config),
