@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 from mmconvnextv2.apis.cfg_options import CfgOptions, apply_options
 from mmconvnextv2.apis.run_folder import RemoveObsoleteHook, Resume, WorkDirError, choose_start
+from mmconvnextv2.apis.software import software_line
 from mmconvnextv2.checkpoint import StateDictMismatch, read_checkpoint
 from mmconvnextv2.checkpoint.validity import CheckpointError, newest_valid_checkpoint
 from mmconvnextv2.datasets.annotation_checks import blame_annotations
@@ -258,7 +259,7 @@ def build_runner(cfg: Config, notes: Sequence[str] = ()) -> Runner:
         read_checkpoint(cfg.load_from)
     runner_class = RUNNERS.get(cfg.runner_type) if "runner_type" in cfg else Runner
     runner = runner_class.from_cfg(cfg)
-    for note in notes:
+    for note in (software_line(), *notes):
         runner.logger.info(note)
     return runner
 

@@ -12,8 +12,7 @@ import torch
 from mmengine.config import Config
 
 from mmconvnextv2.apis.run_record import RunRecord, innermost_dataset, training_crop
-from mmconvnextv2.benchmark.environment import cpu_name, installed_version
-from mmconvnextv2.version import __version__
+from mmconvnextv2.apis.software import package_version, software
 from mmconvnextv2.visualization.charts import format_number
 
 _KICKERS = {
@@ -33,13 +32,6 @@ _LOGGED_PACKAGES = {
     "MMEngine": "MMEngine",
 }
 """Names of a report, and of mmengine's log."""
-_OPENMMLAB = {
-    "mmcv": ("mmcv",),
-    "mmpretrain": ("mmpretrain",),
-    "mmdet": ("mmdetection", "mmdet"),
-    "mmseg": ("mmsegmentation",),
-}
-"""Packages, and what their distributions are called."""
 
 Row = tuple[str, str]
 
@@ -100,25 +92,20 @@ def environment_rows(record: RunRecord) -> list[tuple[str, str, str]]:
     now = {
         "Python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
-        "OpenCV": _version("opencv-python-headless", "opencv-python"),
-        "MMEngine": _version("onedl-mmengine", "mmengine"),
+        "torchvision": package_version("torchvision"),
+        "OpenCV": package_version("opencv-python-headless", "opencv-python"),
+        "MMEngine": package_version("onedl-mmengine", "mmengine"),
     }
     rows = [
         (name, logged.get(logged_name, "").split(" (")[0], now[name])
         for name, logged_name in _LOGGED_PACKAGES.items()
     ]
-    rows += [
-        (name, "", _version(*(f"{fork}{name}" for fork in ("onedl-", "") for name in names)))
-        for name, names in _OPENMMLAB.items()
-    ]
+    rows += [(name, logged.get(name, ""), here) for name, here in software().items()]
     processes = logged.get("GPU number", "")
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     rows += [
-        ("mmconvnextv2", "", __version__),
         ("GPU", ", ".join(gpus) or no_gpu, here),
         ("Processes", processes, ""),
-        ("Processor", "", cpu_name()),
         ("Cores", "", str(os.cpu_count())),
         ("System", logged.get("sys.platform", ""), f"{platform.system()} {platform.machine()}"),
     ]
@@ -217,12 +204,3 @@ def _optimization(cfg: Config) -> Sequence[tuple[str, Any]]:
         ("Schedule", ", then ".join(names.get(kind, kind) for kind in kinds)),
         ("Precision", wrapper.get("dtype", "float16") if is_amp else "float32"),
     ]
-
-
-def _version(*distributions: str) -> str:
-    """Version of the first that is installed, and its name where that is not the usual one."""
-    found = installed_version(distributions)
-    if found is None:
-        return ""
-    name, _, version = found.partition(" ")
-    return f"{version} (onedl)" if name.startswith("onedl-") else version

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmconvnextv2.apis.run_config import CONFIG_FILE, config_of, task_of
+from mmconvnextv2.apis.software import read_software
 from mmconvnextv2.checkpoint.validity import CheckpointError, newest_valid_checkpoint
 from mmconvnextv2.visualization.curves import RunScalars, read_run_scalars
 
@@ -204,7 +205,7 @@ def _config(folder: Path, starts: Sequence[Path], checkpoint: Path | None) -> Co
 
 
 def _environment(starts: Sequence[Path]) -> dict[str, str]:
-    """The block that mmengine writes at the head of a log, without what goes over several lines."""
+    """What the head of a log tells, without what goes over several lines."""
     logs = [start / f"{start.name}.log" for start in starts]
     found: dict[str, str] = {}
     for log in [log for log in logs if log.is_file()][-1:]:
@@ -213,4 +214,5 @@ def _environment(starts: Sequence[Path]) -> dict[str, str]:
         for line in block.splitlines():
             if match := _LOGGED.fullmatch(line):
                 found.setdefault(match[1], match[2].strip())
+        found.update(read_software(text))
     return found

@@ -17,6 +17,7 @@ FOR_THE_RECORD = (
     "will be deprecated in future",
     "Could not import OneDL",
     "layer decay",
+    "software: ",
     "Exp name:",
     *("loading annotations into memory", "Done (t=", "creating index", "index created!"),
     *("Evaluating bbox", "Evaluating segm", "Average Precision  (AP)"),

@@ -10,12 +10,17 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
+import mmcv
+import mmdet
+import mmpretrain
+import mmseg
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
 
+import mmconvnextv2
 from mmconvnextv2.apis.continue_pretraining import continued_run_config
 from mmconvnextv2.apis.launch import USER_ERRORS
 from mmconvnextv2.apis.pretrain import pretrain, pretrain_config
@@ -23,6 +28,7 @@ from mmconvnextv2.apis.results import RunResult
 from mmconvnextv2.apis.run_config import checkpoint_of, config_of, task_of
 from mmconvnextv2.apis.run_folder import WorkDirError, refuse_occupied_folder
 from mmconvnextv2.apis.settings import PRETRAINING_EPOCHS, epochs_for
+from mmconvnextv2.apis.software import read_software
 from mmconvnextv2.apis.whole_run import accumulated_batches, run_config
 from mmconvnextv2.cli.main import main
 from mmconvnextv2.datasets.image_scan import TooFewImagesError
@@ -179,6 +185,10 @@ def test_what_a_run_returns(finished: RunResult) -> None:
     assert finished.metrics["last_loss"] == pytest.approx(losses[-1])
     assert finished.seconds > 0 < finished.images_per_second
     assert list(out.glob("*/vis_data/events.out.tfevents.*")), "TensorBoard is always on"
+    (log,) = out.glob("*/*.log")
+    recorded = read_software(log.read_text())
+    for package in (mmcv, mmpretrain, mmdet, mmseg, mmconvnextv2):
+        assert recorded[package.__name__].split()[0] == package.__version__
 
 
 def test_the_config_has_settings_alone(finished: RunResult) -> None:

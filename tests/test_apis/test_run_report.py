@@ -49,6 +49,7 @@ Runtime environment:
 
 2026/03/14 15:09:26 - mmengine - INFO - Config:
     GPU 7: not this
+2026/03/14 15:09:27 - mmengine - INFO - software: mmconvnextv2 0.0.1; mmcv 2.1.0; Processor Some CPU
 """
 
 
@@ -152,6 +153,8 @@ def test_a_pretraining_run_shows_what_it_reconstructs(data: Path, tmp_path: Path
         "Python 3.10.4" in text
         and "torch 2.5.1" in text
         and "GPU Some Accelerator " in text
+        and "mmconvnextv2 0.0.1 " in text
+        and "Processor Some CPU " in text
         and "not this" not in text
     )
     # 2 processes of 32 images; 10 steps of 0.5 s and 10 of 0.3 s are 8 s, and 0.4 s is between.
