@@ -333,7 +333,7 @@ def test_the_class_of_the_runner_comes_from_the_config(toy, monkeypatch):
     monkeypatch.setitem(RUNNERS.module_dict, "ToyRunner", ToyRunner)
     runner = build_runner(Config(dict(runner_type="ToyRunner")), ["a note"])
     assert isinstance(runner, ToyRunner)
-    assert runner.lines[0] == "a note"
+    assert runner.lines[0].startswith("software: ") and runner.lines[1] == "a note"
     added = [hook["type"] for hook in runner.cfg.custom_hooks]
     assert added == ["ConsolidateOptimizerHook", "PortableCheckpointHook", "StrictLoadingHook"]
 
