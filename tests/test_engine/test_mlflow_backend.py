@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
 
 from mmconvnextv2.engine.mlflow_backend import DEFAULT_STORE
@@ -57,6 +59,8 @@ def test_scalars_and_pictures(
 ) -> None:
     mlflow = MLflow()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    # mmengine would reopen the streams that pytest has closed behind the runs of other tests.
+    monkeypatch.setattr(MMLogger, "get_current_instance", lambda: logging.getLogger("quiet"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if server is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
