@@ -52,13 +52,9 @@ def run(argv: Sequence[str]) -> int:
     grid = reconstruct(**given)
     rows = [("picture", given["out"]), ("pixels", f"{grid.width}x{grid.height}")]
     print_summary("reconstruction drawn: original, masked, prediction, composite", rows)
+    detector = folder_of(given["checkpoint"]).parent / "detection"
     print_next(
         *("finetune", "--task", "detection", "--data", "LABELLED_DIR"),
-        *(
-            "--init",
-            given["checkpoint"],
-            "--out",
-            folder_of(given["checkpoint"]).parent / "detection",
-        ),
+        *("--init", given["checkpoint"], "--out", detector),
     )
     return 0
