@@ -7,16 +7,9 @@ from __future__ import annotations
 
 import re
 
+from mmconvnextv2.apis.doctor import DISTRIBUTIONS
 from mmconvnextv2.benchmark.environment import cpu_name, installed_version
 from mmconvnextv2.version import __version__
-
-_DISTRIBUTIONS = {
-    "mmcv": ("mmcv",),
-    "mmpretrain": ("mmpretrain",),
-    "mmdet": ("mmdetection", "mmdet"),
-    "mmseg": ("mmsegmentation",),
-}
-"""Packages, and what their distributions are called."""
 
 _LINE = re.compile(r"software: (\S+ .+)")
 
@@ -29,10 +22,9 @@ def software() -> dict[str, str]:
     return {
         "mmconvnextv2": __version__,
         **{
-            package: package_version(
-                *(f"{fork}{name}" for fork in ("onedl-", "") for name in names)
-            )
-            for package, names in _DISTRIBUTIONS.items()
+            package: package_version(*names)
+            for package, names in DISTRIBUTIONS.items()
+            if package != "mmengine"
         },
         "Processor": cpu_name(),
     }
