@@ -35,7 +35,8 @@ from mmconvnextv2.apis.study import (
     train_and_keep_weights,
 )
 from mmconvnextv2.apis.study_curves import measure_curves
-from mmconvnextv2.apis.study_definition import Study, list_studies, load_study
+from mmconvnextv2.apis.study_definition import Study, StudyError, list_studies, load_study
+from mmconvnextv2.apis.study_identity import code_identity
 from mmconvnextv2.apis.study_report import Report, fill_part, write_report
 from mmconvnextv2.benchmark.environment import cpu_name
 from mmconvnextv2.datasets.sample_set import build_sample_set
@@ -45,7 +46,8 @@ from mmconvnextv2.version import __version__
 FOLDER = resource_root() / "configs" / "studies" / "sample_set"
 SAMPLE_SET = Path("data/sample_set")
 PAGE = Path("docs/evidence.md")
-PICTURES = "images/evidence"
+PICTURES = "images/evidence"  # below the page's folder
+VALUES = "data/evidence"
 SEEDS = (0, 1, 2)
 
 
@@ -109,7 +111,7 @@ def prepare(studies: Sequence[Study], args: argparse.Namespace) -> None:
 
     Raises:
         StudyMismatchError: there are cells of other code or configs.
-        ValueError: seeds come twice, or the page has no place for a study.
+        ValueError: seeds come twice, or the page marks the place of a study wrongly.
     """
     folders = [path for study in studies for arm in study.arms for path in arm.inputs]
     needed = any(SAMPLE_SET in (path, *path.parents) for path in folders)
@@ -119,7 +121,7 @@ def prepare(studies: Sequence[Study], args: argparse.Namespace) -> None:
     for study in studies:
         check_cells(study.arms, args.seeds, args.work_dir / "cells")
         if args.publish:
-            fill_part(PAGE.read_text(encoding="utf-8"), place(study, args), "")
+            fill_part(PAGE.read_text(encoding="utf-8"), *place(study, args), "")
 
 
 def run(study: Study, args: argparse.Namespace) -> tuple[Results, Report]:
@@ -137,23 +139,28 @@ def run(study: Study, args: argparse.Namespace) -> tuple[Results, Report]:
     return results, done
 
 
-def place(study: Study, args: argparse.Namespace) -> str:
-    """Name of the page's part for a study."""
-    return study.name if args.longer == 1 else f"{study.name}-x{args.longer}"
+def place(study: Study, args: argparse.Namespace) -> tuple[str, str]:
+    """Name and title of the page's part for a study."""
+    if args.longer == 1:
+        return study.name, study.title
+    return f"{study.name}-x{args.longer}", f"{study.title}, {args.longer} times as long"
 
 
 def publish(study: Study, results: Results, report: Report, args: argparse.Namespace) -> None:
-    """Put tables and pictures between the page's markers."""
-    name = place(study, args)
-    target = PAGE.parent / PICTURES / name
+    """Put tables and pictures between the page's markers, and the values of each seed beside it."""
+    name, title = place(study, args)
+    target, values = PAGE.parent / PICTURES / name, PAGE.parent / VALUES / f"{name}.json"
     body = report.body
     for picture in report.pictures:
         body = body.replace(f"]({picture.name})", f"]({PICTURES}/{name}/{picture.name})")
-    text = f"{study.question}\n\n{provenance(study, results, args)}\n\n{body}"
-    page = fill_part(PAGE.read_text(encoding="utf-8"), name, text)
+    link = f"[Values of each seed]({VALUES}/{values.name})."
+    text = f"{study.question}\n\n{provenance(study, results, args)} {link}\n\n{body}"
+    page = fill_part(PAGE.read_text(encoding="utf-8"), name, title, text)
     target.mkdir(parents=True, exist_ok=True)
     for picture in report.pictures:
         shutil.copyfile(picture, target / picture.name)
+    values.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(args.work_dir / study.name / "study.json", values)
     write_atomically(PAGE, page.encode())
     print(f"{PAGE}: {name}")
 
@@ -163,10 +170,12 @@ def provenance(study: Study, results: Results, args: argparse.Namespace) -> str:
     seconds = [cell["computing_seconds"] for cells in results.values() for cell in cells.values()]
     longer = "" if args.longer == 1 else f" --longer {args.longer}"
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    code = code_identity()["mmconvnextv2"][:8]
     return (
         f"`python tools/study.py {study.name}{longer}` on {date.today()}: {len(seconds)} cells, "
-        f"{len(args.seeds)} seeds, {sum(seconds) / 60:.0f} minutes of one core; {gpu}{cpu_name()}, "
-        f"{os.cpu_count()} cores; mmconvnextv2 {__version__}, torch {torch.__version__}, "
+        f"{len(args.seeds)} seeds, {sum(seconds) / 60:.0f} minutes of one "
+        f"{'GPU' if gpu else 'core'}; {gpu}{cpu_name()}, {os.cpu_count()} cores; "
+        f"mmconvnextv2 {__version__} (code {code}), torch {torch.__version__}, "
         f"Python {platform.python_version()}."
     )
 
@@ -191,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results, report = run(study, args)
             if args.publish:
                 publish(study, results, report, args)
-    except (StudyMismatchError, *USER_ERRORS) as error:
+    except (StudyError, StudyMismatchError, *USER_ERRORS) as error:
         print(f"study.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -61,7 +61,7 @@ class Arm:
         name: unique in the study; letters, digits and ``._+-``, since it names a folder.
         config: complete config of a run with a validation; the study sets seed and work_dir.
         inputs: files and folders that the result depends on besides the config. A file counts by
-            its content, a folder by the names and sizes of its files.
+            its content, a folder by its annotations and the names and sizes of its other files.
         start: name of an earlier arm, whose weights of the same seed the backbone starts from. The
             study sets ``model.backbone.init_cfg.checkpoint``, which the config has to have.
     """

@@ -49,6 +49,10 @@ CODE_DISTRIBUTIONS = (
 """Packages whose version counts as code; of OpenMMLab's two sets one is installed."""
 
 
+READ_IN_FOLDERS = (".csv", ".json", ".txt")
+"""Suffixes of annotations, which an edit may leave at the same size."""
+
+
 def code_identity() -> dict[str, str]:
     """What the code of a run is: a hash of this package's sources, and versions of what it uses."""
     package = Path(mmconvnextv2.__file__).parent
@@ -68,7 +72,7 @@ def code_identity() -> dict[str, str]:
 
 
 def identity_of(path: str | os.PathLike[str]) -> str:
-    """A hash of a file's content, or of the names and sizes of the files of a folder.
+    """A hash of a file's content, or of a folder: annotations by content, images by name and size.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -79,7 +83,11 @@ def identity_of(path: str | os.PathLike[str]) -> str:
     if not path.is_dir():
         raise FileNotFoundError(f"there is no file or folder {path}")
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = [f"{file.relative_to(path).as_posix()} {file.stat().st_size}" for file in files]
+    lines = [
+        f"{file.relative_to(path).as_posix()} "
+        f"{sha256_of(file) if file.suffix in READ_IN_FOLDERS else file.stat().st_size}"
+        for file in files
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 from mmconvnextv2.analysis.feature_statistics import COLLAPSED_BELOW
 from mmconvnextv2.apis.study import Results, markdown_table, summarize
 from mmconvnextv2.apis.study_curves import Distances
-from mmconvnextv2.apis.study_definition import Claim, Curves, Side, Study, Table
+from mmconvnextv2.apis.study_definition import Claim, Curves, Side, Study, StudyError, Table
 from mmconvnextv2.files import write_atomically
 from mmconvnextv2.visualization.comparison import plot_comparison
 from mmconvnextv2.visualization.feature_diversity import plot_feature_diversity
@@ -117,7 +117,7 @@ def write_report(
         distances: what `measure_curves` found, when it has been asked.
 
     Raises:
-        ValueError: a cell lacks a metric that a table shows.
+        StudyError: a cell lacks a metric that a table shows.
     """
     folder = Path(folder)
     parts: list[_Part] = []
@@ -207,13 +207,17 @@ def _judge_all(claims: Sequence[Claim], values: Mapping[str, Sequence[float]]) -
     ]
 
 
-def fill_part(page: str, name: str, text: str) -> str:
+def fill_part(page: str, name: str, title: str, text: str) -> str:
     """Put a text between the page's markers ``<!-- study NAME: begin -->`` and ``: end -->``.
+
+    A page without them gets them at its end, under the title.
 
     Raises:
         ValueError: the page has not each marker once, in their order.
     """
     begin, end = (f"<!-- study {name}: {word} -->" for word in ("begin", "end"))
+    if begin not in page and end not in page:
+        page = f"{page.rstrip()}\n\n## {title}\n\n{begin}\n{end}\n"
     pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(page)) != 1:
         raise ValueError(f"the page must have the lines {begin} and {end} once each")
@@ -230,7 +234,13 @@ def _rows(study: Study, table: Table, results: Results) -> Results:
             before = results[start][seed] if start is not None else {}
             found = {**metrics, **{f"{START}{k}": v for k, v in before.items()}}
             # A row that starts at random has spent nothing before.
-            found.setdefault(f"{START}seconds", 0.0)
+            for spent in ("seconds", "computing_seconds"):
+                found.setdefault(f"{START}{spent}", 0.0)
+            if unknown := set(table.metrics) - set(found):
+                raise StudyError(
+                    f"table {table.name!r} shows {', '.join(sorted(unknown))}, which cell "
+                    f"{row.cell!r} does not have: it has {', '.join(found)}"
+                )
             rows.setdefault(row.label, {})[seed] = found
     return rows
 

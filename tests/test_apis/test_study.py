@@ -158,7 +158,7 @@ def test_weights_that_changed_under_their_name_are_refused(tmp_path: Path) -> No
         run_study([arm], (0,), tmp_path / "study", Recorder())
 
 
-def test_a_folder_counts_by_names_and_sizes(tmp_path: Path) -> None:
+def test_a_folder_counts_by_annotations_names_and_sizes(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.png").write_bytes(b"xy")
     before = identity_of(tmp_path)
@@ -168,6 +168,10 @@ def test_a_folder_counts_by_names_and_sizes(tmp_path: Path) -> None:
     (tmp_path / "a" / "1.png").write_bytes(b"xy")
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
     assert identity_of(tmp_path) != before
+    (tmp_path / "boxes.json").write_text("[1, 2]")
+    before = identity_of(tmp_path)
+    (tmp_path / "boxes.json").write_text("[1, 3]")
+    assert identity_of(tmp_path) != before, "an edit of the same size"
 
 
 class Chain:

@@ -43,6 +43,16 @@ def test_the_studies_of_the_sample_set_are_there(studies: dict[str, Study]) -> N
         assert all(10 <= seconds <= 400 for seconds in study.seconds.values())
 
 
+def test_the_page_counts_the_claims(studies: dict[str, Study]) -> None:
+    parts = [
+        *(t for s in studies.values() for t in s.tables),
+        *(s.curves for s in studies.values()),
+    ]
+    count = sum(len(part.claims) for part in parts if part is not None)
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert f"There are {count} claims" in page.replace("\n  ", " ")
+
+
 def test_one_name_is_one_cell_in_all_studies(studies: dict[str, Study]) -> None:
     found: dict[str, tuple] = {}
     for study in studies.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from mmconvnextv2.apis.study_definition import Claim, Curves, Row, Study, Table
+from mmconvnextv2.apis.study_definition import Claim, Curves, Row, Study, StudyError, Table
 from mmconvnextv2.apis.study_report import Verdict, fill_part, judge_claim, write_report
 from mmconvnextv2.visualization.study import plot_dependence
 
@@ -62,13 +63,13 @@ def test_verdicts_without_spread() -> None:
 TABLE = Table(
     name="accuracy",
     title="Accuracy",
-    metrics={"top1": "top-1 (%)", "start.seconds": "pre-training (s)"},
+    metrics={"top1": "top-1 (%)", "start.computing_seconds": "pre-training (s)"},
     rows=(Row("ours", "tuned", paper=84.6, x=2.0), Row("scratch", "scratch", paper=84.25, x=1.0)),
     claims=(Claim("ours helps", "ours", "scratch"),),
     paper="paper: top-1",
 )
 RESULTS = {
-    "before": {0: dict(seconds=100.0), 1: dict(seconds=120.0)},
+    "before": {0: dict(computing_seconds=100.0), 1: dict(computing_seconds=120.0)},
     "tuned": {0: dict(top1=80.0, seconds=7.0), 1: dict(top1=82.0, seconds=8.0)},
     "scratch": {0: dict(top1=60.0, seconds=7.0), 1: dict(top1=61.0, seconds=8.0)},
 }
@@ -104,6 +105,13 @@ def test_the_report_has_the_paper_beside_and_the_cost_before(tmp_path: Path) -> 
     assert (claim["low"], claim["high"]) == pytest.approx((low, high))
 
 
+def test_a_metric_that_a_row_does_not_have_is_named(tmp_path: Path) -> None:
+    table = dataclasses.replace(TABLE, metrics={"top1": "top-1", "mIoU": "mIoU"})
+    with pytest.raises(StudyError, match="'accuracy' shows mIoU, which cell 'tuned' .* has top1"):
+        write_report(study(table), RESULTS, (0, 1), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_report_of_what_there_is_so_far(tmp_path: Path) -> None:
     assert write_report(study(), {}, (0, 1), tmp_path) == write_report(
         study(), dict(before=RESULTS["before"]), (0, 1), tmp_path
@@ -137,8 +145,6 @@ def test_curves_have_a_table_a_picture_and_verdicts(tmp_path: Path) -> None:
 
 
 def test_a_table_over_an_axis_is_drawn_as_curves(tmp_path: Path) -> None:
-    import dataclasses
-
     table = dataclasses.replace(TABLE, x="size")
     (picture,) = write_report(study(table), RESULTS, (0, 1), tmp_path).pictures
     over_axis = picture.read_bytes()
@@ -152,12 +158,14 @@ def test_a_table_over_an_axis_is_drawn_as_curves(tmp_path: Path) -> None:
 
 def test_a_part_of_a_page_is_filled() -> None:
     page = "# T\n<!-- study a: begin -->\nold\n<!-- study a: end -->\nend\n"
-    filled = fill_part(page, "a", r"new \1" + "\n")
+    filled = fill_part(page, "a", "A", r"new \1" + "\n")
     assert filled == "# T\n<!-- study a: begin -->\nnew \\1\n<!-- study a: end -->\nend\n"
-    assert fill_part(filled, "a", "old") == page
-    for wrong in ("# T\n", page + page):
+    assert fill_part(filled, "a", "A", "old") == page
+    appended = "\n## B\n\n<!-- study b: begin -->\nnew\n<!-- study b: end -->\n"
+    assert fill_part(page, "b", "B", "new") == page + appended
+    for wrong in (page.replace("begin", "start"), page + page):
         with pytest.raises(ValueError, match="<!-- study a: begin --> and .* once each"):
-            fill_part(wrong, "a", "new")
+            fill_part(wrong, "a", "A", "new")
 
 
 def test_a_verdict_without_interval_is_json() -> None:

@@ -22,7 +22,7 @@ from mmconvnextv2.apis.study_definition import list_studies
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = "# Page\n<!-- study toy: begin -->\nNot run yet.\n<!-- study toy: end -->\n"
+PAGE = "# Page\n\n<!-- study toy: begin -->\nNot run yet.\n<!-- study toy: end -->\n"
 
 TOY = """
 _base_ = "_cells.py"
@@ -153,6 +153,11 @@ def test_a_real_chain(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> N
     assert "Which is better?" in page and "3 cells, 1 seeds" in page
     pictures = re.findall(r"\]\((images/evidence/toy/[\w.-]+)\)", page)
     assert len(pictures) == 2
+    values = json.loads(Path("docs/data/evidence/toy.json").read_text())
+    assert "[Values of each seed](data/evidence/toy.json)" in page
+    assert values["tables"]["accuracy"]["rows"]["FCMAE"]["accuracy/top1"]["values"] == [
+        metrics["accuracy/top1"]
+    ]
     for name in pictures:
         with Image.open(Path("docs") / name) as picture:
             assert picture.format == "PNG"
@@ -210,19 +215,44 @@ def test_errors_are_one_line_and_nothing_is_trained(
 ) -> None:
     toy = Toy()
     monkeypatch.setattr(tool, "train_and_keep_weights", toy)
-    Path("docs/evidence.md").write_text("# Page\n")
+    Path("docs/evidence.md").write_text("# Page\n<!-- study toy: begin -->\n")
     for arguments, message in (
         (["toys", "--folder", "studies"], "name studies of toy, or all; got ['toys']"),
         (["--folder", "studies"], "got []"),
         (["toy", "--folder", "nowhere"], "there is no study"),
         (["toy", "--folder", "studies", "--publish"], "<!-- study toy: begin -->"),
-        (["toy", "--folder", "studies", "--publish", "--longer", "2"], "study toy-x2: begin"),
         (["toy", "--folder", "studies", "--seeds", "1", "1"], "seeds must differ"),
     ):
         assert tool.main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("study.py: ") and message in error and error.count("\n") == 1
     assert not toy.trained
+
+
+def test_a_longer_study_gets_its_own_part(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "measure_curves", lambda *_: {"V2": {0: [0.4]}})
+    monkeypatch.setattr(tool, "train_and_keep_weights", Toy())
+    assert start(tool, "--seeds", "0", "--longer", "3", "--publish") == 0
+    page = Path("docs/evidence.md").read_text()
+    assert page.startswith(PAGE), "what is there stays"
+    assert "## Toy, 3 times as long\n\n<!-- study toy-x3: begin -->\nWhich is better?" in page
+    assert "`python tools/study.py toy --longer 3` on" in page
+    assert Path("docs/images/evidence/toy-x3/toy-accuracy.png").is_file()
+    assert Path("docs/data/evidence/toy-x3.json").is_file()
+
+
+def test_a_metric_that_a_cell_does_not_have_is_one_line(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool, "train_and_keep_weights", Toy())
+    text = Path("studies/toy.py").read_text()
+    Path("studies/toy.py").write_text(text.replace('"accuracy/top1"', '"mIoU"'))
+    assert start(tool, "--seeds", "0") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("study.py: table 'accuracy' shows mIoU, which cell 'tuned' does not")
+    assert error.count("\n") == 1
 
 
 def test_the_list_says_what_studies_cost(
@@ -235,4 +265,4 @@ def test_the_list_says_what_studies_cost(
 def test_the_page_has_a_place_for_each_study(tool: ModuleType) -> None:
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     for name in list_studies(tool.FOLDER):
-        assert tool.fill_part(page, name, "new") != page
+        assert page.count(f"<!-- study {name}: begin -->") == 1

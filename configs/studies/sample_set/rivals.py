@@ -6,7 +6,8 @@
 _base_ = "_cells.py"
 
 # knobs: as many steps as take the time of FCMAE's 300, by the processor time of a step on one
-# thread (0.56 s; MAE 0.53, SimMIM 0.87, MoCo v3 2.30). The tables have what they took in the study.
+# thread (0.56 s; MAE 0.53, SimMIM 0.87, MoCo v3 2.30), loaders not included. The tables have what
+# they took in the study; on a GPU the numbers differ, and have to be measured anew.
 steps = {"mae": 320, "simmim": 195, "moco-v3": 74}
 
 title = "FCMAE and its rivals at equal time"

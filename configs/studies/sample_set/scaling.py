@@ -9,6 +9,7 @@ title = "Model size"
 question = """
 Does FCMAE help at each size, and does accuracy grow with size? In the paper both hold from Atto to
 Large, with 1,600 epochs of FCMAE. All sizes have the same number of steps and one rate, Atto's.
+Supervised is a random start, trained with 20 labels a class.
 """
 
 # Channels of the last stage, and how many times as long as Atto a step takes.

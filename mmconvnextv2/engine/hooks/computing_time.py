@@ -1,9 +1,10 @@
-"""Hook that records how much the training process computes, whatever else the machine does."""
+"""Hook that records how long each training iteration computes."""
 
 from __future__ import annotations
 
 import time
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.hooks.hook import DATA_BATCH
 from mmengine.registry import HOOKS
@@ -15,10 +16,10 @@ COMPUTING_TIME = "train/computing_time"
 
 @HOOKS.register_module()
 class ComputingTimeHook(Hook):
-    """Record the processor time of each training iteration, over all threads of this process.
+    """Record the computing time of each training iteration; the loader's processes are not in it.
 
-    Unlike the wall-clock it hardly depends on other programs. The loader's processes and a GPU's
-    work are not in it.
+    On a CPU it is the processor time of all threads of this process, which unlike the wall-clock
+    hardly depends on other programs. With a GPU it is the wall-clock time until the GPU is done.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class ComputingTimeHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: DATA_BATCH = None
     ) -> None:
         """Look at the clock."""
-        self._before = time.process_time()
+        self._before = _now()
 
     def after_train_iter(
         self,
@@ -38,4 +39,12 @@ class ComputingTimeHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Record what has passed."""
-        runner.message_hub.update_scalar(COMPUTING_TIME, time.process_time() - self._before)
+        runner.message_hub.update_scalar(COMPUTING_TIME, _now() - self._before)
+
+
+def _now() -> float:
+    """Seconds on the clock that counts."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
