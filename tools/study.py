@@ -6,8 +6,9 @@
   tools/study.py all --publish           and put them into docs/evidence.md
 
 The sample set is built first where it is not there. Studies share cells in one work directory; it
-holds results of one version of the code and of the configs, and refuses others. Several of these
-commands may run side by side: with OMP_NUM_THREADS=1, one a core is faster than one on all cores.
+holds results of one version of the code and of the configs, and refuses others. The same command
+may run several times at once, and each takes the cells that no other has begun: with
+OMP_NUM_THREADS=1, one a core is faster than one on all cores.
 """
 
 from __future__ import annotations

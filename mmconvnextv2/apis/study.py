@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -96,7 +96,8 @@ def run_study(
     """Fill the table, and write it to ``study.json`` and ``study.md``.
 
     Seeds are gone through one by one with all arms, so that an early stop leaves rows that can be
-    compared. A cell that was interrupted goes on from its newest checkpoint, if it has one.
+    compared. A cell that was interrupted goes on from its newest checkpoint, if it has one. A cell
+    that another process is training is left to it, and read once it is finished.
 
     Args:
         arms: the rows.
@@ -131,9 +132,15 @@ def fill_cells(
     run = run or train_and_validate
     cells = check_cells(arms, seeds, work_dir)  # nothing is trained after a mismatch
     results: Results = {arm.name: {} for arm in arms}
-    for number, cell in enumerate(cells, start=1):
-        name = f"[{number}/{len(cells)}] {cell.arm}, seed {cell.seed}"
-        with _alone(cell.folder, name):
+    left = {f"[{i}/{len(cells)}] {c.arm}, seed {c.seed}": c for i, c in enumerate(cells, start=1)}
+    while left:
+        ready = {
+            name: cell
+            for name, cell in left.items()
+            if cell.start is None or cell.seed in results[cell.start.arm]
+        }
+        with _alone(ready) as name:
+            cell = left.pop(name)
             metrics = cell.read()
             if metrics is None:
                 print(f"{name}: training", flush=True)
@@ -143,22 +150,46 @@ def fill_cells(
                 cell.write(metrics)
             else:
                 print(f"{name}: finished before", flush=True)
-        results[cell.arm][cell.seed] = metrics
+        found = {**results[cell.arm], cell.seed: metrics}
+        results[cell.arm] = {seed: found[seed] for seed in seeds if seed in found}
         report(results)
     return results
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold a cell, so that studies which share it can run side by side; wait while another does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "cell.lock").open("w") as lock:  # the system frees it when its process dies
+def _alone(cells: Mapping[str, _Cell]) -> Iterator[str]:
+    """Hold the first cell that no other process holds, and give its name; wait where all are held.
+
+    So studies that share cells, or several processes of one study, can run side by side.
+    """
+    for name, cell in cells.items():
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = _lock(cell.folder, wait=False)
         except BlockingIOError:
-            print(f"{name}: another process is training it; waiting", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            continue
+        with lock:
+            yield name
+        return
+    name, cell = next(iter(cells.items()))
+    print(f"{name}: another process is training it; waiting", flush=True)
+    with _lock(cell.folder, wait=True):
+        yield name
+
+
+def _lock(folder: Path, wait: bool) -> TextIO:
+    """The lock of a cell; the system frees it when its process dies.
+
+    Raises:
+        BlockingIOError: it is held, and we do not wait.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "cell.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise
+    return lock
 
 
 def check_cells(

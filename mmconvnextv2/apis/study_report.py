@@ -151,7 +151,7 @@ def _report_table(
 ) -> tuple[_Part, dict[str, object]]:
     columns = {metric: summarize(rows, metric) for metric in table.metrics}
     values = {label: row.values for label, row in next(iter(columns.values())).items()}
-    verdicts = _judge_all(table.claims, values)
+    verdicts = _judge_all(table.claims, rows, values)
     paper = {row.label: row.paper for row in table.rows}
     more = {}
     if table.paper is not None:
@@ -177,7 +177,7 @@ def _report_curves(
         for label, by_seed in distances.items()
     }
     values = {label: row.values for label, row in summarize(rows, "distance").items()}
-    verdicts = _judge_all(curves.claims, values)
+    verdicts = _judge_all(curves.claims, rows, values)
     means = {
         label: [statistics.fmean(block) for block in zip(*by_seed.values(), strict=True)]
         for label, by_seed in distances.items()
@@ -197,13 +197,15 @@ def _text(title: str, table: str, picture: Path, verdicts: Sequence[Verdict]) ->
     return "\n".join(lines)
 
 
-def _judge_all(claims: Sequence[Claim], values: Mapping[str, Sequence[float]]) -> list[Verdict]:
-    """Judge the claims whose rows all have something, and the same number of seeds."""
-    counts = [{len(values.get(label, ())) for label in claim.labels()} for claim in claims]
+def _judge_all(
+    claims: Sequence[Claim], rows: Results, values: Mapping[str, Sequence[float]]
+) -> list[Verdict]:
+    """Judge the claims whose rows all have something, and of the same seeds."""
+    seeds = [{tuple(rows.get(label, ())) for label in claim.labels()} for claim in claims]
     return [
         judge_claim(claim, values)
-        for claim, count in zip(claims, counts, strict=True)
-        if len(count) == 1 and 0 not in count
+        for claim, found in zip(claims, seeds, strict=True)
+        if len(found) == 1 and () not in found
     ]
 
 

@@ -279,6 +279,28 @@ def test_summaries_against_numpy() -> None:
         summarize(results, "loss")
 
 
+def test_a_cell_that_another_process_trains_comes_last(tmp_path: Path) -> None:
+    held = tmp_path / "pretraining" / "seed0"
+    held.mkdir(parents=True)
+    lock = (held / "cell.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    trained: list[str] = []
+
+    def run(cfg: Config) -> dict[str, float]:
+        folder = Path(cfg.work_dir)
+        trained.append("/".join(folder.parts[-2:]))
+        if len(trained) == 4:  # all that does not start from the held cell
+            lock.close()
+        (folder / WEIGHTS).write_bytes(b"weights")
+        return dict(score=float(len(trained)))
+
+    arms = (pretraining(), fine_tuning(), Arm("scratch", config()))
+    results = run_study(arms, (0, 1), tmp_path, run)
+    seed1 = ["pretraining/seed1", "fine-tuning/seed1", "scratch/seed1"]
+    assert trained == ["scratch/seed0", *seed1, "pretraining/seed0", "fine-tuning/seed0"]
+    assert [list(cells) for cells in results.values()] == [[0, 1]] * 3, "seeds in their order"
+
+
 def test_studies_side_by_side_train_a_shared_cell_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

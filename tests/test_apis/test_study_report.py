@@ -125,6 +125,8 @@ def test_a_report_of_what_there_is_so_far(tmp_path: Path) -> None:
     assert content["tables"]["accuracy"]["rows"]["ours"]["top1"]["std"] is None
     uneven = {**RESULTS, "scratch": {0: RESULTS["scratch"][0]}}
     assert "**" not in write_report(study(), uneven, (0, 1), tmp_path).body
+    apart = {**some, "scratch": {1: RESULTS["scratch"][1]}}
+    assert "**" not in write_report(study(), apart, (0, 1), tmp_path).body, "other seeds"
 
 
 def test_curves_have_a_table_a_picture_and_verdicts(tmp_path: Path) -> None:
