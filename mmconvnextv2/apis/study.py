@@ -272,11 +272,13 @@ def train_and_keep_weights(cfg: Config) -> Metrics:
     metrics["computing_seconds"] = float(scalars[COMPUTING_TIME].data[0].sum())
     state_dict = read_checkpoint(last_checkpoint(runner))
     write_checkpoint(Path(cfg.work_dir) / WEIGHTS, state_dict)
-    pointer = Path(cfg.work_dir) / "last_checkpoint"  # mmengine's; first, as it must lead somewhere
-    for path in (pointer, *run_checkpoints(cfg.work_dir)):
-        path.unlink(missing_ok=True)
     del runner
     gc.collect()  # with the Runner go the loader's processes
+    # Last, as a run that is killed without its checkpoints begins anew. mmengine's pointer first,
+    # which must lead somewhere.
+    pointer = Path(cfg.work_dir) / "last_checkpoint"
+    for path in (pointer, *run_checkpoints(cfg.work_dir)):
+        path.unlink(missing_ok=True)
     return metrics
 
 
