@@ -95,11 +95,7 @@ def describe(study: Study) -> str:
 
 
 def describe_cells(study: Study, args: argparse.Namespace) -> str:
-    """What there is of each cell, and how long the rest takes.
-
-    Raises:
-        FileNotFoundError: the images are not there.
-    """
+    """What there is of each cell, and how long the rest takes."""
     states = cell_states(study.arms, args.seeds, args.work_dir / "cells")
     lines = [f"{arm}, seed {seed}: {state}" for (arm, seed), state in states.items()]
     rest = sum(study.seconds[arm] for (arm, _), s in states.items() if s != "finished")

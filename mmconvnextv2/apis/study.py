@@ -214,17 +214,29 @@ def cell_states(
 ) -> dict[tuple[str, int], State]:
     """What is there of each cell, by arm and seed, in the order of training; nothing is changed.
 
+    Inputs need not be there yet.
+
     Raises:
-        ValueError, FileNotFoundError: as `run_study`.
+        ValueError: as `run_study`.
     """
-    return {(cell.arm, cell.seed): cell.state() for cell in _plan(arms, seeds, Path(work_dir))}
+    cells = _plan(arms, seeds, Path(work_dir), absent="not there")
+    return {(cell.arm, cell.seed): cell.state() for cell in cells}
 
 
-def _plan(arms: Sequence[Arm], seeds: Sequence[int], work_dir: Path) -> list[_Cell]:
-    """All cells, in the order in which they are trained."""
+def _plan(
+    arms: Sequence[Arm], seeds: Sequence[int], work_dir: Path, absent: str | None = None
+) -> list[_Cell]:
+    """All cells, in the order in which they are trained.
+
+    Raises:
+        FileNotFoundError: an input is not there, and `absent` is no text that stands for it.
+    """
     _check_table(arms, seeds)
     code = code_identity()
-    content = {path: identity_of(path) for path in {p for arm in arms for p in arm.inputs}}
+    content = {
+        path: identity_of(path) if absent is None or path.exists() else absent
+        for path in {p for arm in arms for p in arm.inputs}
+    }
     cells: dict[tuple[str, int], _Cell] = {}
     for seed in seeds:
         for arm in arms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -208,6 +209,16 @@ def test_goes_on_after_a_kill_without_repeating(
     assert not third.trained
     assert start(tool, "--seeds", "0", "--dry-run") == 0
     assert "tuned, seed 0: made from something else" in capsys.readouterr().out
+
+
+def test_a_dry_run_needs_no_images_and_a_run_does(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree("images")
+    assert start(tool, "--seeds", "0", "--dry-run") == 0
+    assert "toy: 3 new; about 2 min to go" in capsys.readouterr().out
+    assert start(tool, "--seeds", "0") == 2
+    assert capsys.readouterr().err == "study.py: there is no file or folder images\n"
 
 
 def test_errors_are_one_line_and_nothing_is_trained(
