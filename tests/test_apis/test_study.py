@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +85,28 @@ def test_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     more = Recorder()
     run_study(ARMS, (0, 1, 2), tmp_path / "parts", more)
     assert more.calls == [("a", 2), ("b", 2)]
+
+
+def test_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    whole = run_study(ARMS, (0, 1), tmp_path / "whole", Recorder())
+    if (child := os.fork()) == 0:
+        trained = Recorder()
+
+        def run(cfg: Config) -> dict[str, float]:
+            metrics = trained(cfg)
+            if len(trained.calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return metrics
+
+        try:
+            run_study(ARMS, (0, 1), tmp_path / "parts", run)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    rest = Recorder()
+    assert run_study(ARMS, (0, 1), tmp_path / "parts", rest) == whole
+    assert rest.calls == [("a", 1), ("b", 1)], "the killed cell again, and none before it"
 
 
 def test_settings_without_effect_may_change(tmp_path: Path) -> None:
