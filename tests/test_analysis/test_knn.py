@@ -173,6 +173,25 @@ def test_tool_uses_the_checkpoint_and_the_test_pipeline(tool: ModuleType, files:
     torch.testing.assert_close(features[:1], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_tool_gives_an_untrained_encoder_by_its_seed(
+    tool: ModuleType, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tool.Config.fromfile(files / "config.py")
+    built = tool.build_encoder(cfg, 7, torch.device("cpu")).backbone.state_dict()
+    torch.manual_seed(7)
+    expected = ConvNeXtV2(cfg.model.backbone.arch, gap_before_final_norm=True).state_dict()
+    torch.testing.assert_close(built, expected, rtol=0, atol=0)
+
+    config = str(files / "config.py")
+    assert tool.main([config, "--random-start", "7", "--device", "cpu", "--k", "3"]) == 0
+    assert "k =   3: top-1" in capsys.readouterr().out
+    for arguments in ([config], [config, str(files / "epoch_1.pth"), "--random-start", "7"]):
+        with pytest.raises(SystemExit, match="2"):
+            tool.main(arguments)
+        assert "either a checkpoint or --random-start" in capsys.readouterr().err
+    assert tool.parse_args([config, "--device", "cpu", "epoch_1.pth"]).checkpoint == "epoch_1.pth"
+
+
 @pytest.mark.parametrize(
     ("config", "checkpoint", "message"),
     [

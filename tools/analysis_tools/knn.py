@@ -2,7 +2,8 @@
 
 The training images of the config, under its test pipeline, are the labelled bank; its validation
 images are classified. CONFIG is any of configs/convnextv2 for the architecture at hand, CHECKPOINT
-anything with that backbone, pre-trained or fine-tuned. Runs on one device.
+anything with that backbone, pre-trained or fine-tuned. --random-start in its place says what the
+same network gets before any training. Runs on one device.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="classification config, for example one of a linear probe")
-    parser.add_argument("checkpoint", help="checkpoint that holds the backbone")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint that holds the backbone")
+    parser.add_argument("--random-start", type=int, metavar="SEED", help="an untrained backbone")
     parser.add_argument("--k", type=int, nargs="+", default=[10, 20], help="numbers of neighbours")
     parser.add_argument("--temperature", type=float, default=0.07, help="of the votes")
     parser.add_argument("--batch-size", type=int, default=128, help="images a forward pass")
@@ -46,20 +48,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="settings to change in the config",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # the checkpoint may stand behind options
+    if (args.checkpoint is None) == (args.random_start is None):
+        parser.error("give either a checkpoint or --random-start SEED")
+    return args
 
 
-def build_encoder(cfg: Config, checkpoint: str, device: torch.device) -> torch.nn.Module:
+def build_encoder(cfg: Config, start: str | int, device: torch.device) -> torch.nn.Module:
     """Build the config's classifier with the backbone of a checkpoint, strictly loaded.
+
+    Args:
+        cfg: the classifier's config.
+        start: the checkpoint, or the seed of a random start.
+        device: where it will run.
 
     Raises:
         FileNotFoundError: the checkpoint is not there.
         ValueError: the checkpoint does not fit the config's backbone.
     """
     settings = copy.deepcopy(cfg.model)
-    settings.backbone.update(
-        gap_before_final_norm=True, init_cfg=dict(type="Pretrained", checkpoint=checkpoint)
-    )
+    settings.backbone.update(gap_before_final_norm=True, init_cfg=None)
+    if isinstance(start, int):
+        torch.manual_seed(start)
+    else:
+        settings.backbone.init_cfg = dict(type="Pretrained", checkpoint=start)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
         model = MODELS.build(settings)
     model.backbone.init_weights()
@@ -121,7 +133,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     if "backbone" not in cfg.model or "num_classes" not in cfg.model.get("head", {}):
         raise ValueError(f"{args.config} builds no classifier: take one of configs/convnextv2")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = build_encoder(cfg, args.checkpoint, device)
+    start = args.checkpoint if args.random_start is None else args.random_start
+    model = build_encoder(cfg, start, device)
     console = Console(stderr=True)
 
     def run(split: str, text: str) -> tuple[Iterator[Batch], int]:
