@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,23 @@ def test_the_page_counts_the_claims(studies: dict[str, Study]) -> None:
     count = sum(len(part.claims) for part in parts if part is not None)
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert f"There are {count} claims" in page.replace("\n  ", " ")
+
+
+def test_what_is_said_of_cells_and_minutes(studies: dict[str, Study]) -> None:
+    readme = (SAMPLE_SET.parent / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    for name, study in studies.items():
+        others = {
+            cell for other in studies.values() if other is not study for cell in other.seconds
+        }
+        count, shared = len(study.seconds), len(others & study.seconds.keys())
+        assert (SAMPLE_SET / f"{name}.py").read_text(encoding="utf-8").split("\n")[2] == (
+            f"{count} cells a seed, about {sum(study.seconds.values()) / 60:.0f} minutes of one "
+            f"core; {shared} of them are shared with other studies."
+        )
+        assert re.search(rf"\| `{name}\.py` \| [^|]+ \| {count} \|", readme), name
+    seconds = {cell: value for study in studies.values() for cell, value in study.seconds.items()}
+    minutes = sum(seconds.values()) / 60
+    assert f"{len(seconds)} cells for each seed, about {minutes:.0f} minutes of one core" in readme
 
 
 def test_one_name_is_one_cell_in_all_studies(studies: dict[str, Study]) -> None:
