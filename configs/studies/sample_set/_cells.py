@@ -52,6 +52,5 @@ cells = {
     "fcmae-v1": dict(fcmae, options=v1),
     "few-scratch": dict(classifier, options=few),
     "few-fcmae": dict(classifier, options=few, start="fcmae"),
-    "segmentor-scratch": segmentor,
     "segmentor-fcmae": dict(segmentor, start="fcmae"),
 }

@@ -1,6 +1,6 @@
 """(a) Where to start from: at random, from supervised training, from FCMAE.
 
-12 cells a seed, about 34 minutes of one core; 3 of them are shared with other studies.
+12 cells a seed, about 34 minutes of one core; 2 of them are shared with other studies.
 """
 
 _base_ = "_cells.py"
@@ -32,6 +32,7 @@ cells = {
     "detector-scratch": _base_.detector,
     "detector-supervised": dict(_base_.detector, start="supervised"),
     "detector-fcmae": dict(_base_.detector, start="fcmae"),
+    "segmentor-scratch": _base_.segmentor,
     "segmentor-supervised": dict(_base_.segmentor, start="supervised"),
 }
 
